@@ -1,0 +1,165 @@
+//! The EL3 service: SMC64 fast calls in the OEM range (SMCCC v1.4, Arm DEN0028, section 6).
+
+/// Function identifiers.
+pub mod fid {
+    /// `() -> major << 16 | minor`. From any world.
+    pub const VERSION: u32 = 0xC300_0000;
+    /// `(x1: feature index) -> value`, see [`super::Feature`]. From any world.
+    pub const FEATURES: u32 = 0xC300_0001;
+    /// `(x1: base, x2: count, x3: attributes) -> (x0: status, x1: granules done)`. From the Secure world.
+    ///
+    /// The register layout and the statuses are those of `GPI_SET` in Arm FIRME 1.0 (DEN0149): `x3[3:0]` is the
+    /// target GPI, the other bits are zero.
+    pub const GRANULE_SET: u32 = 0xC300_0002;
+    /// State of one granule: `(x1: base) -> (x0: status, x1: GPI)`. From the Secure world for any granule of a
+    /// lendable bank; the normal world learns its own granules' state and is denied the others'.
+    pub const GRANULE_GET: u32 = 0xC300_0004;
+    /// `(x1: counter index) -> (x0: status, x1: value)`, see [`super::Counter`]. From any world.
+    pub const STATS: u32 = 0xC300_0020;
+}
+
+/// What `VERSION` answers: major in `[31:16]`, minor in `[15:0]`.
+pub const VERSION: u32 = 1 << 16;
+
+/// Most granules that one `GRANULE_SET` moves before it answers [`Status::Incomplete`].
+pub const BATCH_LIMIT: u64 = 512;
+
+/// Status of an EL3 call, in x0 as a signed 64-bit integer (FIRME 1.0, return codes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i64)]
+pub enum Status {
+    /// All that was asked for is done.
+    Success = 0,
+    /// No such call or feature, or not from this world (SMCCC: `NOT_SUPPORTED` is -1).
+    NotSupported = -1,
+    /// An argument is malformed: not aligned, zero, out of every lendable bank, reserved bits set.
+    InvalidParameters = -2,
+    /// Part is done: x1 says how many granules; call again for the rest.
+    Incomplete = -4,
+    /// A granule belongs to a world that the caller may not take it from. Those before it are done, x1 says how many.
+    Denied = -5,
+    /// Another core is changing the same region.
+    Busy = -6,
+}
+
+impl Status {
+    /// The value that travels in x0.
+    #[must_use]
+    pub const fn code(self) -> u64 {
+        (self as i64).cast_unsigned()
+    }
+
+    /// Reads x0. `None` for a number that this version does not define.
+    #[must_use]
+    pub const fn from_code(x0: u64) -> Option<Self> {
+        Some(match x0.cast_signed() {
+            0 => Self::Success,
+            -1 => Self::NotSupported,
+            -2 => Self::InvalidParameters,
+            -4 => Self::Incomplete,
+            -5 => Self::Denied,
+            -6 => Self::Busy,
+            _ => return None,
+        })
+    }
+}
+
+/// Granule protection information: who may access a granule (Arm DDI 0615, table of GPI encodings).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Gpi {
+    /// Nobody.
+    NoAccess = 0b0000,
+    /// The Secure physical address space.
+    Secure = 0b1000,
+    /// The Non-secure physical address space.
+    NonSecure = 0b1001,
+    /// The Root physical address space.
+    Root = 0b1010,
+    /// The Realm physical address space.
+    Realm = 0b1011,
+    /// Every world.
+    Any = 0b1111,
+}
+
+impl Gpi {
+    /// Reads the four bits. `None` where the encoding is reserved.
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        Some(match bits {
+            0b0000 => Self::NoAccess,
+            0b1000 => Self::Secure,
+            0b1001 => Self::NonSecure,
+            0b1010 => Self::Root,
+            0b1011 => Self::Realm,
+            0b1111 => Self::Any,
+            _ => return None,
+        })
+    }
+}
+
+/// Index of a value that `FEATURES` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Feature {
+    /// Bytes in a granule.
+    GranuleSize = 0,
+    /// Bits in a physical address.
+    PhysicalAddressBits = 1,
+    /// Which mechanism protects a granule: 1 = granule protection table, 2 = stage-2 tables owned by EL3.
+    Backend = 2,
+    /// [`BATCH_LIMIT`].
+    BatchLimit = 3,
+}
+
+/// Index of a counter that `STATS` answers. Counters start at zero at boot and never wrap in practice (64 bits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Counter {
+    /// Granules moved from the normal to the Secure world.
+    Lent = 0,
+    /// Granules moved from the Secure to the normal world.
+    Returned = 1,
+    /// `GRANULE_SET` calls that moved at least one granule.
+    Batches = 2,
+    /// Calls refused, whatever the status.
+    Refused = 3,
+}
+
+impl Counter {
+    /// Every counter, in order of its index, with the name it has in reports.
+    pub const ALL: [(Self, &'static str); 4] = [
+        (Self::Lent, "granules_lent"),
+        (Self::Returned, "granules_returned"),
+        (Self::Batches, "batches"),
+        (Self::Refused, "refused"),
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_round_trip_through_x0() {
+        for status in [
+            Status::Success,
+            Status::NotSupported,
+            Status::InvalidParameters,
+            Status::Incomplete,
+            Status::Denied,
+            Status::Busy,
+        ] {
+            assert_eq!(Status::from_code(status.code()), Some(status));
+        }
+        assert_eq!(Status::from_code(1), None);
+        assert_eq!(Status::from_code(0xffff_fffe), None);
+    }
+
+    #[test]
+    fn counters_are_listed_in_order() {
+        for (i, (counter, _)) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, i);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The model container: format and reader.
+#![no_std]
+#![forbid(unsafe_code)]

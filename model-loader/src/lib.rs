@@ -1,0 +1,1 @@
+//! flexserve-model-loader

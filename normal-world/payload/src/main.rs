@@ -1,0 +1,2 @@
+//! flexserve-payload
+fn main() {}

@@ -1,0 +1,2 @@
+//! defmt logs of the secure worlds over one UART.
+#![no_std]

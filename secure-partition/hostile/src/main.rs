@@ -1,0 +1,2 @@
+//! flexserve-hostile-partition
+fn main() {}

@@ -1,0 +1,2 @@
+//! flexserve-kernels
+#![no_std]

@@ -1,0 +1,2 @@
+//! flexserve-llm
+#![no_std]

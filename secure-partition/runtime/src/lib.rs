@@ -1,0 +1,2 @@
+//! flexserve-partition-runtime
+#![no_std]

@@ -1,0 +1,2 @@
+//! flexserve-llm-partition
+fn main() {}

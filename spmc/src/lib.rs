@@ -1,0 +1,2 @@
+//! The secure partition manager (FF-A v1.2).
+#![no_std]
