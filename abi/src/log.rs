@@ -2,19 +2,20 @@
 //!
 //! Every world writes its own stream of defmt frames. Each byte travels as two symbols, low nibble first, and each
 //! symbol carries the world that wrote it; so streams may interleave anywhere and the reader still separates them.
+//! Symbols have bit 7 set: plain ASCII, such as TF-A's crash report on the same UART, passes beside them.
 
 /// Who writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum World {
     /// The EL3 service.
-    El3 = 1,
+    El3 = 0x8,
     /// The SPMC.
-    Spmc = 2,
+    Spmc = 0x9,
     /// The LLM partition.
-    LlmPartition = 3,
+    LlmPartition = 0xa,
     /// The hostile partition.
-    HostilePartition = 4,
+    HostilePartition = 0xb,
 }
 
 impl World {
@@ -34,6 +35,15 @@ pub const fn encode(world: World, byte: u8) -> [u8; 2] {
     [tag | (byte & 0xf), tag | (byte >> 4)]
 }
 
+/// What a symbol completes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// A byte of a world's stream of defmt frames.
+    Byte(World, u8),
+    /// A byte of plain text, or of no known world.
+    Text(u8),
+}
+
 /// Puts symbols back together.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -41,16 +51,18 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Takes one symbol; answers the byte that it completes, if any. A symbol of an unknown world is dropped.
-    pub fn push(&mut self, symbol: u8) -> Option<(World, u8)> {
-        let (world, _) = World::ALL.into_iter().find(|(world, _)| *world as u8 == symbol >> 4)?;
+    /// Takes one byte of the UART; answers what it completes, if anything.
+    pub fn push(&mut self, symbol: u8) -> Option<Output> {
+        let Some((world, _)) = World::ALL.into_iter().find(|(world, _)| *world as u8 == symbol >> 4) else {
+            return Some(Output::Text(symbol));
+        };
         let slot = &mut self.low[usize::from(symbol >> 4)];
         match slot.take() {
             None => {
                 *slot = Some(symbol & 0xf);
                 None
             }
-            Some(low) => Some((world, (symbol << 4) | low)),
+            Some(low) => Some(Output::Byte(world, (symbol << 4) | low)),
         }
     }
 }
@@ -68,8 +80,12 @@ mod tests {
         let mut decoder = Decoder::default();
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for (x, y) in el3.into_iter().zip(spmc) {
-            for (world, byte) in [decoder.push(x), decoder.push(y)].into_iter().flatten() {
-                if world == World::El3 { a.push(byte) } else { b.push(byte) }
+            for output in [decoder.push(x), decoder.push(y)].into_iter().flatten() {
+                match output {
+                    Output::Byte(World::El3, byte) => a.push(byte),
+                    Output::Byte(World::Spmc, byte) => b.push(byte),
+                    other => panic!("{other:?} out of nowhere"),
+                }
             }
         }
         assert_eq!(a, (0..=255).collect::<Vec<u8>>());
@@ -77,9 +93,11 @@ mod tests {
     }
 
     #[test]
-    fn unknown_worlds_are_dropped() {
+    fn text_passes_beside_the_symbols() {
         let mut decoder = Decoder::default();
-        assert_eq!(decoder.push(0x05), None);
-        assert_eq!(decoder.push(0xf5), None);
+        let [low, high] = encode(World::El3, 0x5a);
+        assert_eq!(decoder.push(low), None);
+        assert_eq!(decoder.push(b'!'), Some(Output::Text(b'!')));
+        assert_eq!(decoder.push(high), Some(Output::Byte(World::El3, 0x5a)));
     }
 }
