@@ -1,2 +1,19 @@
-//! The EL3 service: moves granules and cores between worlds.
+//! The EL3 service: the only code that changes which world a granule belongs to.
+//!
+//! - [`protocol`]: what every call does and refuses, without hardware;
+//! - [`protection`]: the mechanism beneath it, as a trait;
+//! - `gpt`: that mechanism by granule protection tables (RME);
+//! - [`gpt_format`]: the layout of those tables;
+//! - `tfa`: the glue that makes it a runtime service of Trusted Firmware-A's BL31.
+//!
+//! Only `gpt` and `tfa` use `unsafe`: the first reads the tables and calls BL31's library to change them, the second is
+//! called by BL31.
 #![no_std]
+
+#[cfg(target_os = "none")]
+mod gpt;
+pub mod gpt_format;
+pub mod protection;
+pub mod protocol;
+#[cfg(target_os = "none")]
+mod tfa;

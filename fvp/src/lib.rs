@@ -38,7 +38,7 @@ include!(concat!(env!("OUT_DIR"), "/facts.rs"));
 mod tests {
     use super::*;
 
-    const FIXED: [Region; 5] = [EL3, SPMC, LLM_PARTITION, HOSTILE_PARTITION, RMM];
+    const FIXED: [Region; 6] = [EL3, SPMC, SPMC_MANIFEST_COPY, LLM_PARTITION, HOSTILE_PARTITION, RMM];
 
     #[test]
     fn carve_outs_never_overlap_each_other_or_a_lendable_bank() {

@@ -1,0 +1,96 @@
+//! Layout of granule protection tables (Arm DDI 0615, "Granule protection tables"; DDI 0487, section D9), for 4 KB
+//! granules.
+#![forbid(unsafe_code)]
+
+use flexserve_abi::el3::Gpi;
+
+/// Where the tables lie and how addresses index them.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    level0: u64,
+    address_bits: u32,
+    /// log2 of the bytes that one level-0 entry covers.
+    region_shift: u32,
+}
+
+impl Layout {
+    /// From the values of `GPTBR_EL3` and `GPCCR_EL3`.
+    #[must_use]
+    pub const fn new(gptbr: u64, gpccr: u64) -> Self {
+        Self {
+            // GPTBR_EL3.BADDR, bits [39:0], counts 4 KB.
+            level0: (gptbr & ((1 << 40) - 1)) << 12,
+            // GPCCR_EL3.PPS, bits [2:0].
+            address_bits: [32, 36, 40, 42, 44, 48, 52, 52][(gpccr & 7) as usize],
+            // GPCCR_EL3.L0GPTSZ, bits [23:20]: 1 GB times 2^L0GPTSZ.
+            region_shift: 30 + ((gpccr >> 20) & 0xf) as u32,
+        }
+    }
+
+    /// Bits in a protected physical address.
+    #[must_use]
+    pub const fn physical_address_bits(&self) -> u64 {
+        self.address_bits as u64
+    }
+
+    /// Who may access the granule at `base`, by a walk through `read`, which answers the 8 bytes at a table's address.
+    /// `None` past the protected addresses, or where the tables are malformed.
+    pub fn owner(&self, base: u64, read: impl Fn(u64) -> u64) -> Option<Gpi> {
+        if base >> self.address_bits != 0 {
+            return None;
+        }
+        let level0 = read(self.level0 + (base >> self.region_shift) * 8);
+        let gpi = match level0 & 0xf {
+            0b0001 => level0 >> 4,
+            0b0011 => {
+                // Bits [51:12] are the level-1 table's address; one entry holds sixteen granules.
+                let table = level0 & ((1 << 52) - (1 << 12));
+                let index = (base & ((1 << self.region_shift) - 1)) >> 16;
+                let entry = read(table + index * 8);
+                // A contiguous descriptor has type 1 in its low bits, no GPI has.
+                if entry & 0xf == 1 { entry >> 4 } else { entry >> ((base >> 12 & 0xf) * 4) }
+            }
+            _ => return None,
+        };
+        Gpi::from_bits((gpi & 0xf) as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEVEL0: u64 = 0x1_0000;
+    const LEVEL1: u64 = 0x2_0000;
+
+    /// 1 TB protected, 1 GB a region; region 0 is a block of any, region 1 a table.
+    fn owner(base: u64) -> Option<Gpi> {
+        Layout::new(LEVEL0 >> 12, 2).owner(base, |address| match address {
+            LEVEL0 => 0b0001 | (Gpi::Any as u64) << 4,
+            a if a == LEVEL0 + 8 => LEVEL1 | 0b0011,
+            a if a == LEVEL0 + 16 => 0,
+            LEVEL1 => 0xb98a_9999_9999_9998,
+            a if a == LEVEL1 + 8 => 0x191,
+            a if a == LEVEL1 + 0x3fff * 8 => 0x8999_9999_9999_9999,
+            other => panic!("nothing lies at {other:#x}"),
+        })
+    }
+
+    #[test]
+    fn every_kind_of_descriptor_is_read() {
+        assert_eq!(owner(0x0e00_0000), Some(Gpi::Any));
+        assert_eq!(owner(0x4000_0000), Some(Gpi::Secure));
+        assert_eq!(owner(0x4000_1000), Some(Gpi::NonSecure));
+        assert_eq!(owner(0x4000_c000), Some(Gpi::Root));
+        assert_eq!(owner(0x4000_f000), Some(Gpi::Realm));
+        assert_eq!(owner(0x4001_7000), Some(Gpi::NonSecure));
+        assert_eq!(owner(0x7fff_f000), Some(Gpi::Secure));
+    }
+
+    #[test]
+    fn nothing_is_read_past_the_protected_addresses_or_below_a_bad_entry() {
+        assert_eq!(owner(1 << 40), None);
+        assert_eq!(owner(u64::MAX), None);
+        assert_eq!(owner(0x8000_0000), None);
+    }
+}

@@ -1,0 +1,310 @@
+//! The calls of [`flexserve_abi::el3`]: who may make them, what they check, what they answer.
+#![forbid(unsafe_code)]
+
+use crate::protection::{GranuleProtection, MoveError};
+use core::sync::atomic::{AtomicU64, Ordering};
+use flexserve_abi::{
+    GRANULE_SIZE,
+    el3::{BATCH_LIMIT, Counter, Feature, Gpi, Status, VERSION, fid},
+};
+use flexserve_platform::Region;
+
+/// The world that made a call, as its exception to EL3 says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Caller {
+    /// The Secure world: the SPMC, or a partition at S-EL0 that it lets through.
+    Secure,
+    /// The normal world.
+    NonSecure,
+    /// The Realm world.
+    Realm,
+}
+
+/// One call: the function and its first three arguments. The others are ignored.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Function identifier, from w0.
+    pub fid: u32,
+    /// x1, x2, x3, none of them proven.
+    pub args: [u64; 3],
+}
+
+/// What x0 and x1 hold when the call returns. The other registers keep the caller's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply(pub u64, pub u64);
+
+impl From<Status> for Reply {
+    fn from(status: Status) -> Self {
+        Self(status.code(), 0)
+    }
+}
+
+/// The service: a mechanism, the banks it may touch, and its counters.
+#[derive(Debug)]
+pub struct Service<P> {
+    protection: P,
+    lendable: &'static [Region],
+    counters: [AtomicU64; Counter::ALL.len()],
+}
+
+impl<P: GranuleProtection> Service<P> {
+    /// A service that moves granules of the `lendable` banks only, whatever a caller asks.
+    pub const fn new(protection: P, lendable: &'static [Region]) -> Self {
+        Self { protection, lendable, counters: [const { AtomicU64::new(0) }; Counter::ALL.len()] }
+    }
+
+    /// Answers one call. Takes bounded time: at most [`BATCH_LIMIT`] granules move.
+    pub fn handle(&self, caller: Caller, call: Call) -> Reply {
+        let [x1, x2, x3] = call.args;
+        let reply = match (call.fid, caller) {
+            (fid::VERSION, _) => Reply(u64::from(VERSION), 0),
+            (fid::FEATURES, _) => self.feature(x1),
+            (fid::GRANULE_SET, Caller::Secure) => self.granule_set(x1, x2, x3),
+            (fid::GRANULE_GET, Caller::Secure | Caller::NonSecure) => self.granule_get(caller, x1),
+            (fid::STATS, _) => self.stats(x1),
+            _ => Status::NotSupported.into(),
+        };
+        if reply.0.cast_signed() < 0 && reply.0 != Status::Incomplete.code() {
+            self.count(Counter::Refused, 1);
+        }
+        reply
+    }
+
+    fn feature(&self, index: u64) -> Reply {
+        const { assert!(Feature::BatchLimit as u64 == 3) };
+        match index {
+            0 => Reply(GRANULE_SIZE as u64, 0),
+            1 => Reply(self.protection.physical_address_bits(), 0),
+            2 => Reply(P::BACKEND, 0),
+            3 => Reply(BATCH_LIMIT, 0),
+            _ => Status::NotSupported.into(),
+        }
+    }
+
+    fn stats(&self, index: u64) -> Reply {
+        usize::try_from(index)
+            .ok()
+            .and_then(|i| self.counters.get(i))
+            .map_or(Status::InvalidParameters.into(), |c| {
+                Reply(Status::Success.code(), c.load(Ordering::Relaxed))
+            })
+    }
+
+    fn granule_get(&self, caller: Caller, base: u64) -> Reply {
+        if Range::check(base, 1, self.lendable).is_none() {
+            return Status::InvalidParameters.into();
+        }
+        match self.protection.owner(base) {
+            None => Status::InvalidParameters.into(),
+            Some(gpi) if caller == Caller::NonSecure && gpi != Gpi::NonSecure => Status::Denied.into(),
+            Some(gpi) => Reply(Status::Success.code(), gpi as u64),
+        }
+    }
+
+    fn count(&self, counter: Counter, n: u64) {
+        self.counters[counter as usize].fetch_add(n, Ordering::Relaxed);
+    }
+
+    fn granule_set(&self, base: u64, count: u64, attributes: u64) -> Reply {
+        let Some(range) = Range::check(base, count, self.lendable) else {
+            return Status::InvalidParameters.into();
+        };
+        let to_secure = match u8::try_from(attributes).ok().and_then(Gpi::from_bits) {
+            Some(Gpi::Secure) => true,
+            Some(Gpi::NonSecure) => false,
+            _ => return Status::InvalidParameters.into(),
+        };
+        let mut done = 0;
+        let mut status = Status::Success;
+        for granule in range.granules() {
+            if done == BATCH_LIMIT {
+                status = Status::Incomplete;
+                break;
+            }
+            let moved =
+                if to_secure { self.protection.lend(granule) } else { self.protection.give_back(granule) };
+            match moved {
+                Ok(()) => done += 1,
+                Err(MoveError::NotOwned) => {
+                    status = Status::Denied;
+                    break;
+                }
+                Err(MoveError::NotCovered) => {
+                    status = Status::InvalidParameters;
+                    break;
+                }
+            }
+        }
+        if done > 0 {
+            self.count(if to_secure { Counter::Lent } else { Counter::Returned }, done);
+            self.count(Counter::Batches, 1);
+        }
+        Reply(status.code(), done)
+    }
+}
+
+/// Whole granules inside one lendable bank.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    base: u64,
+    count: u64,
+}
+
+impl Range {
+    /// Proves what a caller claims.
+    fn check(base: u64, count: u64, lendable: &[Region]) -> Option<Self> {
+        let bytes = count.checked_mul(GRANULE_SIZE as u64)?;
+        let inside = lendable.iter().any(|bank| bank.contains(base, bytes));
+        (base.is_multiple_of(GRANULE_SIZE as u64) && inside).then_some(Self { base, count })
+    }
+
+    fn granules(self) -> impl Iterator<Item = u64> {
+        (0..self.count).map(move |i| self.base + i * GRANULE_SIZE as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::{collections::BTreeSet, sync::Mutex};
+
+    const BANK: Region = Region { base: 0x4200_0000, size: 0x40_0000 };
+
+    /// Granules that belong to the Secure world; all others are the normal world's.
+    #[derive(Debug, Default)]
+    struct Fake(Mutex<BTreeSet<u64>>);
+
+    impl GranuleProtection for Fake {
+        const BACKEND: u64 = 7;
+
+        fn physical_address_bits(&self) -> u64 {
+            40
+        }
+
+        fn owner(&self, base: u64) -> Option<Gpi> {
+            Some(if self.0.lock().unwrap().contains(&base) { Gpi::Secure } else { Gpi::NonSecure })
+        }
+
+        fn lend(&self, base: u64) -> Result<(), MoveError> {
+            assert!(BANK.contains(base, 4096), "{base:#x} is not lendable");
+            self.0.lock().unwrap().insert(base).then_some(()).ok_or(MoveError::NotOwned)
+        }
+
+        fn give_back(&self, base: u64) -> Result<(), MoveError> {
+            assert!(BANK.contains(base, 4096), "{base:#x} is not lendable");
+            self.0.lock().unwrap().remove(&base).then_some(()).ok_or(MoveError::NotOwned)
+        }
+    }
+
+    fn service() -> Service<Fake> {
+        Service::new(Fake::default(), &[BANK])
+    }
+
+    fn set(service: &Service<Fake>, base: u64, count: u64, gpi: Gpi) -> Reply {
+        service.handle(Caller::Secure, Call { fid: fid::GRANULE_SET, args: [base, count, gpi as u64] })
+    }
+
+    fn stat(service: &Service<Fake>, counter: Counter) -> u64 {
+        let call = Call { fid: fid::STATS, args: [counter as u64, 0, 0] };
+        service.handle(Caller::NonSecure, call).1
+    }
+
+    #[test]
+    fn granules_move_there_and_back() {
+        let s = service();
+        assert_eq!(set(&s, BANK.base, 2, Gpi::Secure), Reply(0, 2));
+        assert_eq!(set(&s, BANK.base, 2, Gpi::NonSecure), Reply(0, 2));
+        assert_eq!((stat(&s, Counter::Lent), stat(&s, Counter::Returned)), (2, 2));
+    }
+
+    #[test]
+    fn only_the_secure_world_moves_granules() {
+        let s = service();
+        for caller in [Caller::NonSecure, Caller::Realm] {
+            let call = Call { fid: fid::GRANULE_SET, args: [BANK.base, 1, Gpi::Secure as u64] };
+            assert_eq!(s.handle(caller, call), Status::NotSupported.into());
+        }
+        assert_eq!(stat(&s, Counter::Refused), 2);
+        assert!(s.protection.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_granule_cannot_be_lent_twice_and_those_before_it_are_reported() {
+        let s = service();
+        assert_eq!(set(&s, BANK.base + 0x2000, 1, Gpi::Secure), Reply(0, 1));
+        assert_eq!(set(&s, BANK.base, 4, Gpi::Secure), Reply(Status::Denied.code(), 2));
+        assert_eq!(set(&s, BANK.base + 0x3000, 1, Gpi::NonSecure), Reply(Status::Denied.code(), 0));
+    }
+
+    #[test]
+    fn the_normal_world_learns_the_state_of_its_own_granules_only() {
+        let s = service();
+        let get = |caller, base| s.handle(caller, Call { fid: fid::GRANULE_GET, args: [base, 0, 0] });
+        set(&s, BANK.base, 1, Gpi::Secure);
+        assert_eq!(get(Caller::Secure, BANK.base), Reply(0, Gpi::Secure as u64));
+        assert_eq!(get(Caller::NonSecure, BANK.base), Status::Denied.into());
+        assert_eq!(get(Caller::NonSecure, BANK.base + 0x1000), Reply(0, Gpi::NonSecure as u64));
+        assert_eq!(get(Caller::Secure, BANK.end()), Status::InvalidParameters.into());
+        assert_eq!(get(Caller::Realm, BANK.base), Status::NotSupported.into());
+    }
+
+    #[test]
+    fn the_batch_limit_is_exact() {
+        let s = service();
+        assert_eq!(set(&s, BANK.base, BATCH_LIMIT, Gpi::Secure), Reply(0, BATCH_LIMIT));
+        assert_eq!(set(&s, BANK.base, BATCH_LIMIT, Gpi::NonSecure), Reply(0, BATCH_LIMIT));
+        let more = set(&s, BANK.base, BATCH_LIMIT + 1, Gpi::Secure);
+        assert_eq!(more, Reply(Status::Incomplete.code(), BATCH_LIMIT));
+    }
+
+    #[test]
+    fn ranges_end_where_the_bank_ends() {
+        let s = service();
+        let invalid = Reply(Status::InvalidParameters.code(), 0);
+        assert_eq!(set(&s, BANK.end() - 0x1000, 1, Gpi::Secure), Reply(0, 1));
+        assert_eq!(set(&s, BANK.end() - 0x1000, 2, Gpi::Secure), invalid);
+        assert_eq!(set(&s, BANK.base - 0x1000, 2, Gpi::Secure), invalid);
+        assert_eq!(set(&s, BANK.base + 1, 1, Gpi::Secure), invalid);
+        assert_eq!(set(&s, BANK.base, 0, Gpi::Secure), invalid);
+        assert_eq!(set(&s, BANK.base, u64::MAX, Gpi::Secure), invalid);
+        assert_eq!(set(&s, BANK.base, 1 << 52, Gpi::Secure), invalid);
+    }
+
+    #[test]
+    fn only_the_two_worlds_are_targets() {
+        let s = service();
+        for attributes in (0..=0x1f).filter(|a| *a != 8 && *a != 9).chain([0x108, 1 << 63]) {
+            let call = Call { fid: fid::GRANULE_SET, args: [BANK.base, 1, attributes] };
+            assert_eq!(s.handle(Caller::Secure, call), Status::InvalidParameters.into(), "{attributes:#x}");
+        }
+    }
+
+    proptest! {
+        /// Rule 5: any register value, from any world, gets a defined answer, and a granule outside every lendable
+        /// bank never reaches the mechanism (the fake panics on one).
+        #[test]
+        fn garbage_gets_a_defined_answer(
+            calls in prop::collection::vec(
+                (prop_oneof![0xC300_0000_u32..0xC300_0040, any::<u32>()], 0..3_u8,
+                 prop_oneof![BANK.base - 0x4000..BANK.end() + 0x4000, any::<u64>()],
+                 prop_oneof![0..2000_u64, any::<u64>()],
+                 prop_oneof![0..16_u64, any::<u64>()]), 1..50),
+        ) {
+            let s = service();
+            for (fid, caller, x1, x2, x3) in calls {
+                let caller = [Caller::Secure, Caller::NonSecure, Caller::Realm][usize::from(caller)];
+                let before = s.protection.0.lock().unwrap().len();
+                let reply = s.handle(caller, Call { fid, args: [x1, x2, x3] });
+                let after = s.protection.0.lock().unwrap().len();
+                if fid != fid::GRANULE_SET || caller != Caller::Secure {
+                    prop_assert_eq!(before, after);
+                } else {
+                    prop_assert!(Status::from_code(reply.0).is_some());
+                    prop_assert_eq!(before.abs_diff(after) as u64, reply.1);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! A runtime service of TF-A's BL31, linked in as a static library without a patch.
+
+use crate::{
+    gpt::Tables,
+    protocol::{Call, Caller, Service},
+};
+use core::ffi::{c_char, c_void};
+use flexserve_abi::{el3, log::World};
+use flexserve_platform as platform;
+
+static SERVICE: Service<Tables> = Service::new(Tables, platform::LENDABLE);
+
+/// `rt_svc_desc_t` of TF-A's `include/common/runtime_svc.h`.
+#[repr(C)]
+struct RuntimeService {
+    start_oen: u8,
+    end_oen: u8,
+    call_type: u8,
+    name: *const c_char,
+    init: Option<unsafe extern "C" fn() -> i32>,
+    handle: unsafe extern "C" fn(
+        fid: u32,
+        x1: u64,
+        x2: u64,
+        x3: u64,
+        x4: u64,
+        cookie: *mut c_void,
+        handle: *mut u64,
+        flags: u64,
+    ) -> *mut u64,
+}
+
+// SAFETY: read-only; the name points to a string literal.
+unsafe impl Sync for RuntimeService {}
+
+/// Owning entity 3, OEM, fast calls (SMCCC v1.4, table 6-2).
+#[used]
+#[unsafe(link_section = ".rt_svc_descs")]
+static DESCRIPTOR: RuntimeService = RuntimeService {
+    start_oen: 3,
+    end_oen: 3,
+    call_type: 1,
+    name: c"flexserve".as_ptr(),
+    init: Some(init),
+    handle,
+};
+
+unsafe extern "C" fn init() -> i32 {
+    // SAFETY: BL31 maps its device region, the secure UART in it, flat and as device memory before services start.
+    unsafe { flexserve_secure_log::init(World::El3, platform::SECURE_UART_BASE as usize) };
+    defmt::info!("granule service {=u32:x}, {=usize} lendable banks", el3::VERSION, platform::LENDABLE.len());
+    0
+}
+
+/// The handler. `handle` is the caller's saved context, whose first words are x0, x1, … (`CTX_GPREGS_OFFSET` is 0).
+unsafe extern "C" fn handle(
+    fid: u32,
+    x1: u64,
+    x2: u64,
+    x3: u64,
+    _x4: u64,
+    _cookie: *mut c_void,
+    handle: *mut u64,
+    flags: u64,
+) -> *mut u64 {
+    // SMC_FROM_MASK of TF-A's smccc.h: bit 0 says not Secure, bit 5 then says Realm.
+    let caller = match flags & 0x21 {
+        0 => Caller::Secure,
+        1 => Caller::NonSecure,
+        _ => Caller::Realm,
+    };
+    let reply = SERVICE.handle(caller, Call { fid, args: [x1, x2, x3] });
+    // SAFETY: BL31 passes the context that it will restore, and nothing else refers to it meanwhile.
+    unsafe {
+        handle.write(reply.0);
+        handle.add(1).write(reply.1);
+    }
+    handle
+}
+
+/// `struct dyn_cfg_dtb_info_t` of TF-A's `fconf_dyn_cfg_getter.h`.
+#[repr(C)]
+struct ConfigInfo {
+    config_addr: usize,
+    config_max_size: u32,
+    config_id: u32,
+    secondary_config_addr: usize,
+}
+
+/// Where the SPMC's manifest lies: the QEMU port of TF-A 2.12 does not say so to the SPMD by itself.
+#[unsafe(no_mangle)]
+extern "C" fn dyn_cfg_dtb_info_getter(config_id: u32) -> *const ConfigInfo {
+    /// `TOS_FW_CONFIG_ID` of TF-A's `tbbr_img_def_exp.h`.
+    const TOS_FW_CONFIG_ID: u32 = 26;
+    static MANIFEST: ConfigInfo = ConfigInfo {
+        config_addr: platform::SPMC_MANIFEST.base as usize,
+        config_max_size: platform::SPMC_MANIFEST.size as u32,
+        config_id: TOS_FW_CONFIG_ID,
+        secondary_config_addr: platform::SPMC_MANIFEST_COPY.base as usize,
+    };
+    if config_id == TOS_FW_CONFIG_ID { &MANIFEST } else { core::ptr::null() }
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo) -> ! {
+    unsafe extern "C" {
+        fn el3_panic() -> !;
+    }
+    if let Some(location) = info.location() {
+        defmt::error!("panic at {=str}:{=u32}", location.file(), location.line());
+    }
+    // SAFETY: BL31's own panic path: reports on its console and stops the machine's core.
+    unsafe { el3_panic() }
+}
