@@ -1,0 +1,146 @@
+//! How tensors lie in memory, once packed for the kernels.
+//!
+//! A matrix is `[rows, cols]`, `y = W x`, with `cols` a multiple of [`BLOCK`]. Rows are taken in groups of [`GROUP`]
+//! (the last one padded with zero rows). A group is
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 32 | shift of each row, 8 x i32 |
+//! | then, for each block of 32 columns: | |
+//! | 16 | scale of each row, 8 x i16 |
+//! | 16 | `Q4Min` only: minimum of each row, 8 x i16 |
+//! | 256 | `Q8` and `W12`: 8 x i8 octets of 4 columns: for each 4 columns, for each row, 4 x i8 |
+//! | 128 | `Q4`, `Q4Min`, `W12`: nibbles; octets 2j (low nibble) and 2j + 1 (high nibble) share 32 bytes |
+//!
+//! and everything is little-endian. With `x[c]` the activations and all arithmetic exact,
+//!
+//! ```text
+//! S(block) = sum over the block of q[c] * x[c]     q = 16 * nibble (Q4, Q4Min), octet (Q8), 16 * octet + nibble (W12)
+//! X(block) = sum over the block of x[c]
+//! y = 2^-shift * sum over blocks of (scale * S + minimum * 128 * X)
+//! ```
+//!
+//! Nibbles are two's complement, -8..=7.
+
+/// Columns that share a scale.
+pub const BLOCK: usize = 32;
+/// Rows that are interleaved.
+pub const GROUP: usize = 8;
+/// Bytes in front of a group's blocks: its rows' shifts.
+pub const GROUP_HEAD: usize = GROUP * 4;
+/// Bytes of one block's octets: 8 rows x 32 columns.
+pub const OCTETS: usize = GROUP * BLOCK;
+/// Bytes of one block's nibbles.
+pub const NIBBLES: usize = GROUP * BLOCK / 2;
+/// Bytes of one block's scales (or minima).
+pub const SCALES: usize = GROUP * 2;
+
+/// Format of a packed tensor. The numbers are those of the container's manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Format {
+    /// Matrix of 4-bit weights (from Q4_0).
+    Q4 = 1,
+    /// Matrix of 4-bit weights with a minimum per block (from Q4_1).
+    Q4Min = 2,
+    /// Matrix of 8-bit weights (from Q8_0).
+    Q8 = 3,
+    /// Matrix of 12-bit weights (from F16, BF16 and F32): the largest of a block becomes +-2047.
+    W12 = 4,
+    /// Vector: an i32 shift, 12 zero bytes, then `cols` x i32; value = i32 * 2^-shift. `rows` is 1.
+    Vector = 16,
+    /// Turns of the rotary embedding per position, `cols` x u64 in Q0.64. `rows` is 1.
+    Angles = 17,
+}
+
+/// Bytes in front of a `Vector`'s values.
+pub const VECTOR_HEAD: usize = 16;
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 6] = [Self::Q4, Self::Q4Min, Self::Q8, Self::W12, Self::Vector, Self::Angles];
+
+    /// The number that stands for it in a manifest.
+    #[must_use]
+    pub const fn id(self) -> u32 {
+        self as u32
+    }
+
+    /// Reads a manifest's number.
+    #[must_use]
+    pub fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.id() == id)
+    }
+
+    /// Bytes of one block of a group. 0 for what is no matrix.
+    #[must_use]
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::Q4 => SCALES + NIBBLES,
+            Self::Q4Min => 2 * SCALES + NIBBLES,
+            Self::Q8 => SCALES + OCTETS,
+            Self::W12 => SCALES + OCTETS + NIBBLES,
+            Self::Vector | Self::Angles => 0,
+        }
+    }
+
+    /// Bytes of one group of rows. 0 for what is no matrix.
+    #[must_use]
+    pub const fn group_bytes(self, cols: usize) -> usize {
+        match self {
+            Self::Vector | Self::Angles => 0,
+            _ => GROUP_HEAD + cols / BLOCK * self.block_bytes(),
+        }
+    }
+
+    /// Bytes of a packed tensor of this shape. `None` if the format has no such shape, or if it is larger than memory.
+    #[must_use]
+    pub fn packed_bytes(self, rows: usize, cols: usize) -> Option<usize> {
+        if rows == 0 || cols == 0 {
+            return None;
+        }
+        match self {
+            Self::Vector if rows == 1 => cols.checked_mul(4)?.checked_add(VECTOR_HEAD),
+            Self::Angles if rows == 1 => cols.checked_mul(8),
+            Self::Vector | Self::Angles => None,
+            _ if !cols.is_multiple_of(BLOCK) => None,
+            _ => {
+                let blocks = (cols / BLOCK).checked_mul(self.block_bytes())?;
+                blocks.checked_add(GROUP_HEAD)?.checked_mul(rows.div_ceil(GROUP))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_round_trip() {
+        for format in Format::ALL {
+            assert_eq!(Format::from_id(format.id()), Some(format));
+        }
+        assert_eq!(Format::from_id(0), None);
+        assert_eq!(Format::from_id(5), None);
+    }
+
+    #[test]
+    fn sizes_follow_the_layout() {
+        assert_eq!(Format::Q4.packed_bytes(8, 64), Some(32 + 2 * 144));
+        assert_eq!(Format::Q4Min.packed_bytes(9, 32), Some(2 * (32 + 160)));
+        assert_eq!(Format::Q8.packed_bytes(1, 32), Some(32 + 272));
+        assert_eq!(Format::W12.packed_bytes(8, 32), Some(32 + 400));
+        assert_eq!(Format::Vector.packed_bytes(1, 3), Some(28));
+        assert_eq!(Format::Angles.packed_bytes(1, 32), Some(256));
+    }
+
+    #[test]
+    fn shapes_that_do_not_exist_are_refused() {
+        assert_eq!(Format::Q4.packed_bytes(8, 33), None);
+        assert_eq!(Format::Q4.packed_bytes(0, 32), None);
+        assert_eq!(Format::Vector.packed_bytes(2, 32), None);
+        assert_eq!(Format::Q8.packed_bytes(usize::MAX, 32), None);
+        assert_eq!(Format::Q8.packed_bytes(8, usize::MAX - 31), None);
+    }
+}

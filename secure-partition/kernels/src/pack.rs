@@ -1,0 +1,341 @@
+//! From GGUF's tensors to the formats of [`crate::format`]. Host only: the one place with floating point.
+
+extern crate std;
+use crate::format::{BLOCK, Format, GROUP, VECTOR_HEAD};
+use std::vec::Vec;
+
+/// Element type of a GGUF tensor, as far as it can be packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// Upper halves of 32-bit floats.
+    Bf16,
+    /// Blocks of 32: f16 scale, 32 nibbles less 8.
+    Q4_0,
+    /// Blocks of 32: f16 scale, f16 minimum, 32 nibbles.
+    Q4_1,
+    /// Blocks of 32: f16 scale, 32 x i8.
+    Q8_0,
+}
+
+/// Why a tensor cannot be packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackError {
+    /// No rows, no columns, or (for a matrix) columns that are no multiple of 32.
+    Shape,
+    /// The data are not as long as type and shape say.
+    Length,
+    /// A weight or a scale is infinite or not a number, or so large that no shift can hold it.
+    NotFinite,
+}
+
+impl Source {
+    /// GGUF's number of the type, or `None` for one that cannot be packed.
+    #[must_use]
+    pub const fn from_ggml(id: u32) -> Option<Self> {
+        Some(match id {
+            0 => Self::F32,
+            1 => Self::F16,
+            2 => Self::Q4_0,
+            3 => Self::Q4_1,
+            8 => Self::Q8_0,
+            30 => Self::Bf16,
+            _ => return None,
+        })
+    }
+
+    /// What matrices of this type are packed into.
+    #[must_use]
+    pub const fn matrix_format(self) -> Format {
+        match self {
+            Self::Q4_0 => Format::Q4,
+            Self::Q4_1 => Format::Q4Min,
+            Self::Q8_0 => Format::Q8,
+            Self::F32 | Self::F16 | Self::Bf16 => Format::W12,
+        }
+    }
+
+    /// Bytes of 32 elements.
+    #[must_use]
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Self::F32 => 128,
+            Self::F16 | Self::Bf16 => 64,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q8_0 => 34,
+        }
+    }
+}
+
+/// IEEE half to single precision.
+#[must_use]
+pub fn half_to_f32(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7fff);
+    let sign = u32::from(bits & 0x8000) << 16;
+    let value = match magnitude >> 10 {
+        0 => magnitude as f32 * 2f32.powi(-24),
+        31 => f32::from_bits(0x7f80_0000 | (magnitude & 0x3ff) << 13),
+        _ => f32::from_bits((magnitude << 13) + (112 << 23)),
+    };
+    f32::from_bits(value.to_bits() | sign)
+}
+
+/// One block of one row on its way: integers, and what they are to be multiplied by and shifted up by.
+#[derive(Clone, Copy)]
+struct Block {
+    /// 16 * nibble, octet, or 12-bit weight: the `q` of the format.
+    q: [i16; BLOCK],
+    scale: f64,
+    minimum: f64,
+}
+
+fn half_at(data: &[u8], at: usize) -> f64 {
+    f64::from(half_to_f32(u16::from_le_bytes([data[at], data[at + 1]])))
+}
+
+/// Nibble `i` of a Q4 block's 16 bytes, less 8, times 16.
+fn nibble(bytes: &[u8], i: usize) -> i16 {
+    let nibble = if i < 16 { bytes[i] & 0xf } else { bytes[i - 16] >> 4 };
+    (i16::from(nibble) - 8) * 16
+}
+
+fn read_block(source: Source, data: &[u8]) -> Block {
+    let from_floats = |read: &dyn Fn(usize) -> f32| {
+        let values: [f64; BLOCK] = core::array::from_fn(|i| f64::from(read(i)));
+        // What is not finite is found by whoever looks at the scale.
+        let largest = largest(values.into_iter()).unwrap_or(f64::INFINITY);
+        let scale = largest / 2047.0;
+        let q = values.map(|v| if largest > 0.0 { (v / scale).round() as i16 } else { 0 });
+        Block { q, scale, minimum: 0.0 }
+    };
+    match source {
+        Source::F32 => from_floats(&|i| f32::from_le_bytes(core::array::from_fn(|byte| data[4 * i + byte]))),
+        Source::F16 => from_floats(&|i| half_to_f32(u16::from_le_bytes([data[2 * i], data[2 * i + 1]]))),
+        Source::Bf16 => from_floats(&|i| f32::from_le_bytes([0, 0, data[2 * i], data[2 * i + 1]])),
+        Source::Q4_0 => Block {
+            q: core::array::from_fn(|i| nibble(&data[2..], i)),
+            scale: half_at(data, 0) / 16.0,
+            minimum: 0.0,
+        },
+        Source::Q4_1 => Block {
+            q: core::array::from_fn(|i| nibble(&data[4..], i)),
+            scale: half_at(data, 0) / 16.0,
+            // The kernels know nibbles less 8; and they multiply the minimum by 128.
+            minimum: (half_at(data, 2) + 8.0 * half_at(data, 0)) / 128.0,
+        },
+        Source::Q8_0 => Block {
+            q: core::array::from_fn(|i| i16::from(data[2 + i].cast_signed())),
+            scale: half_at(data, 0),
+            minimum: 0.0,
+        },
+    }
+}
+
+/// The largest magnitude.
+fn largest(values: impl Iterator<Item = f64>) -> Result<f64, PackError> {
+    let mut largest = 0f64;
+    for value in values {
+        if !value.is_finite() {
+            return Err(PackError::NotFinite);
+        }
+        largest = largest.max(value.abs());
+    }
+    Ok(largest)
+}
+
+/// The shift that makes `largest * 2^shift` a number of `bits` bits. 0 for 0.
+fn shift_for(largest: f64, bits: i32) -> i32 {
+    if largest < 2f64.powi(-120) {
+        return 0;
+    }
+    // floor(log2) by the exponent field; all values here are normal f64.
+    let exponent = ((largest.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+    let shift = bits - 1 - exponent;
+    if (largest * 2f64.powi(shift)).round() >= 2f64.powi(bits) { shift - 1 } else { shift }
+}
+
+/// Packs a matrix of `rows` x `cols` weights, row by row in `data` as GGUF has it, into
+/// [`Source::matrix_format`]'s layout.
+///
+/// # Errors
+/// [`PackError::Shape`], [`PackError::Length`], [`PackError::NotFinite`].
+pub fn pack_matrix(source: Source, rows: usize, cols: usize, data: &[u8]) -> Result<Vec<u8>, PackError> {
+    let format = source.matrix_format();
+    let bytes = format.packed_bytes(rows, cols).ok_or(PackError::Shape)?;
+    let blocks = cols / BLOCK;
+    let row_bytes = blocks * source.block_bytes();
+    if row_bytes.checked_mul(rows) != Some(data.len()) {
+        return Err(PackError::Length);
+    }
+    let mut out = Vec::with_capacity(bytes);
+    for group in data.chunks(row_bytes * GROUP) {
+        pack_group(source, group, row_bytes, &mut out)?;
+    }
+    debug_assert_eq!(out.len(), bytes);
+    Ok(out)
+}
+
+fn pack_group(source: Source, data: &[u8], row_bytes: usize, out: &mut Vec<u8>) -> Result<(), PackError> {
+    let zero = Block { q: [0; BLOCK], scale: 0.0, minimum: 0.0 };
+    let blocks = row_bytes / source.block_bytes();
+    let mut rows: [Vec<Block>; GROUP] = core::array::from_fn(|_| Vec::new());
+    let mut shifts = [0; GROUP];
+    for (r, row) in rows.iter_mut().enumerate() {
+        row.extend(
+            data.chunks_exact(row_bytes)
+                .nth(r)
+                .into_iter()
+                .flat_map(|row| row.chunks_exact(source.block_bytes()))
+                .map(|block| read_block(source, block)),
+        );
+        row.resize(blocks, zero);
+        let largest = largest(row.iter().flat_map(|block| [block.scale, block.minimum]))?;
+        shifts[r] = shift_for(largest, 15);
+        out.extend_from_slice(&shifts[r].to_le_bytes());
+    }
+    for column in 0..blocks {
+        let block = rows.each_ref().map(|row| row[column]);
+        pack_block(source.matrix_format(), &block, &shifts, out);
+    }
+    Ok(())
+}
+
+fn pack_block(format: Format, rows: &[Block; GROUP], shifts: &[i32; GROUP], out: &mut Vec<u8>) {
+    let mut scales = |value: &dyn Fn(&Block) -> f64| {
+        for (row, &shift) in rows.iter().zip(shifts) {
+            let mantissa = (value(row) * 2f64.powi(shift)).round() as i16;
+            out.extend_from_slice(&mantissa.to_le_bytes());
+        }
+    };
+    scales(&|row| row.scale);
+    if format == Format::Q4Min {
+        scales(&|row| row.minimum);
+    }
+    // W12: 16 * octet + nibble with the nibble in -8..=7.
+    let octet = |q: i16| if format == Format::W12 { (q + 8) >> 4 } else { q };
+    let nibble = |q: i16| if format == Format::W12 { (q & 15) as u8 } else { (q >> 4) as u8 & 15 };
+    if matches!(format, Format::Q8 | Format::W12) {
+        for columns in 0..BLOCK / 4 {
+            for row in rows {
+                out.extend(row.q[4 * columns..][..4].iter().map(|&q| octet(q) as u8));
+            }
+        }
+    }
+    if format != Format::Q8 {
+        for pair in 0..BLOCK / 8 {
+            for row in rows {
+                let q = &row.q[8 * pair..][..8];
+                out.extend((0..4).map(|i| nibble(q[i]) | nibble(q[4 + i]) << 4));
+            }
+        }
+    }
+}
+
+/// Packs `values` as [`Format::Vector`]: 31-bit mantissas under one shift.
+///
+/// # Errors
+/// [`PackError::Shape`] if there are none, [`PackError::NotFinite`].
+pub fn pack_vector(values: &[f32]) -> Result<Vec<u8>, PackError> {
+    if values.is_empty() {
+        return Err(PackError::Shape);
+    }
+    let largest = largest(values.iter().copied().map(f64::from))?;
+    let shift = shift_for(largest, 30);
+    let mut out = Vec::with_capacity(VECTOR_HEAD + 4 * values.len());
+    out.extend_from_slice(&shift.to_le_bytes());
+    out.resize(VECTOR_HEAD, 0);
+    for &value in values {
+        let mantissa = (f64::from(value) * 2f64.powi(shift)).round() as i32;
+        out.extend_from_slice(&mantissa.to_le_bytes());
+    }
+    Ok(out)
+}
+
+/// Packs the rotary embedding's turns per position, [`Format::Angles`] of `dimensions / 2` columns: pair i turns by
+/// `base^(-2 i / dimensions) / (2 pi) / factors[i]` (GGUF's `rope_freqs.weight`, all 1 if there is none).
+///
+/// # Errors
+/// [`PackError::Shape`] if `dimensions` is 0 or odd, [`PackError::Length`] if `factors` are not half as many,
+/// [`PackError::NotFinite`] if a turn is not in 0..1.
+pub fn pack_angles(dimensions: usize, base: f64, factors: Option<&[f32]>) -> Result<Vec<u8>, PackError> {
+    if dimensions == 0 || !dimensions.is_multiple_of(2) {
+        return Err(PackError::Shape);
+    }
+    if factors.is_some_and(|factors| factors.len() != dimensions / 2) {
+        return Err(PackError::Length);
+    }
+    let mut out = Vec::with_capacity(4 * dimensions);
+    for i in 0..dimensions / 2 {
+        let factor = factors.map_or(1.0, |factors| f64::from(factors[i]));
+        let turns = base.powf(-2.0 * i as f64 / dimensions as f64) / core::f64::consts::TAU / factor;
+        if !(0.0..1.0).contains(&turns) {
+            return Err(PackError::NotFinite);
+        }
+        out.extend_from_slice(&((turns * 2f64.powi(64)) as u64).to_le_bytes());
+    }
+    Ok(out)
+}
+
+/// RMSNorm's epsilon as the engine takes it: Q0.32.
+///
+/// # Errors
+/// [`PackError::NotFinite`] if it is not in 0..1.
+pub fn pack_epsilon(epsilon: f32) -> Result<u32, PackError> {
+    if !(0.0..1.0).contains(&epsilon) {
+        return Err(PackError::NotFinite);
+    }
+    Ok((f64::from(epsilon) * 2f64.powi(32)).round() as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn halves_become_singles() {
+        for (bits, value) in [(0, 0.0), (0x3c00, 1.0), (0xc000, -2.0), (1, 2f32.powi(-24)), (0x7bff, 65504.0)]
+        {
+            assert_eq!(half_to_f32(bits), value);
+        }
+        assert!(half_to_f32(0x7c00).is_infinite());
+        assert!(half_to_f32(0x7e00).is_nan());
+    }
+
+    #[test]
+    fn lengths_shapes_and_values_are_checked() {
+        assert_eq!(pack_matrix(Source::Q8_0, 8, 32, &[0; 34 * 8 - 1]), Err(PackError::Length));
+        assert_eq!(pack_matrix(Source::Q8_0, 8, 33, &[0; 34 * 8]), Err(PackError::Shape));
+        let mut data = vec![0; 34];
+        data[1] = 0x7c;
+        assert_eq!(pack_matrix(Source::Q8_0, 1, 32, &data), Err(PackError::NotFinite));
+        let nan: Vec<u8> = f32::NAN.to_le_bytes().repeat(32);
+        assert_eq!(pack_matrix(Source::F32, 1, 32, &nan), Err(PackError::NotFinite));
+        assert_eq!(pack_vector(&[f32::INFINITY]), Err(PackError::NotFinite));
+        assert_eq!(pack_angles(3, 1e4, None), Err(PackError::Shape));
+        assert_eq!(pack_angles(4, 1e4, Some(&[1.0])), Err(PackError::Length));
+    }
+
+    #[test]
+    fn a_vector_keeps_thirty_bits() {
+        let packed = pack_vector(&[1.5, -0.25]).unwrap();
+        assert_eq!(packed[..4], 29_i32.to_le_bytes());
+        assert_eq!(packed[16..20], (3 << 28_i32).to_le_bytes());
+        assert_eq!(packed[20..24], (-(1 << 27_i32)).to_le_bytes());
+    }
+
+    #[test]
+    fn angles_are_turns() {
+        let packed = pack_angles(4, 10_000.0, Some(&[1.0, 2.0])).unwrap();
+        let turns = |i: usize| {
+            let bytes = packed[8 * i..][..8].try_into().unwrap();
+            u64::from_le_bytes(bytes) as f64 / 2f64.powi(64) * core::f64::consts::TAU
+        };
+        assert!((turns(0) - 1.0).abs() < 1e-12);
+        assert!((turns(1) - 0.005).abs() < 1e-12);
+    }
+}
