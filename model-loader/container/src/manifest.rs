@@ -43,8 +43,8 @@ pub struct Params {
     pub rope_dims: u32,
     /// Base of the rotary frequencies, as IEEE 754 single precision. For people; see [`Manifest::rope_steps`].
     pub rope_base: u32,
-    /// Epsilon of the RMS norms, Q0.64.
-    pub rms_epsilon: u64,
+    /// Epsilon of the RMS norms, Q0.32.
+    pub rms_epsilon: u32,
 }
 
 /// What a tensor is. The numbers are the container's.

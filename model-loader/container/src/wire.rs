@@ -98,8 +98,10 @@ pub struct Manifest {
     pub rope_dims: U32,
     /// Base of the rotary frequencies, as IEEE 754 single precision. For people; the model uses [`Self::rope_steps`].
     pub rope_base: U32,
-    /// Epsilon of the RMS norms, Q0.64.
-    pub rms_epsilon: U64,
+    /// Epsilon of the RMS norms, Q0.32.
+    pub rms_epsilon: U32,
+    /// Zero.
+    pub reserved: U32,
     /// The model's name, UTF-8.
     pub name: Span,
     /// [`U64`] for each rotated pair: fraction of a turn per position, Q0.64.
