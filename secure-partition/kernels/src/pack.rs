@@ -324,8 +324,8 @@ mod tests {
     fn a_vector_keeps_thirty_bits() {
         let packed = pack_vector(&[1.5, -0.25]).unwrap();
         assert_eq!(packed[..4], 29_i32.to_le_bytes());
-        assert_eq!(packed[16..20], (3 << 28_i32).to_le_bytes());
-        assert_eq!(packed[20..24], (-(1 << 27_i32)).to_le_bytes());
+        assert_eq!(packed[16..20], (3_i32 << 28).to_le_bytes());
+        assert_eq!(packed[20..24], (-(1_i32 << 27)).to_le_bytes());
     }
 
     #[test]
