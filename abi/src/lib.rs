@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`el3`] | any world and the EL3 service (SMC64, OEM range) |
 //! | [`ffa`] | endpoints: their IDs and UUIDs; the calls themselves are FF-A v1.2's (Arm DEN0077A) |
+//! | [`isa`] | the SPMC and the partitions: instruction-set features |
 //! | [`service`] | the normal world and the LLM partition (direct messages) |
 //! | [`ring`] | the same two, through shared memory |
 //! | [`probe`] | the attack tests and the hostile partition |
@@ -13,6 +14,7 @@
 
 pub mod el3;
 pub mod ffa;
+pub mod isa;
 pub mod log;
 pub mod probe;
 pub mod ring;
