@@ -1,70 +1,134 @@
-//! Granule protection tables, by BL31's own library (`lib/gpt_rme`): it knows the tables' layout, flushes to the point of
-//! physical aliasing, invalidates the TLBs of all cores, and holds the lock that the RMM's requests take too.
+//! Granule protection tables on the hardware: the tables that BL31 has set up, and the instructions around a change.
 
 use crate::{
     gpt_format::Layout,
-    protection::{GranuleProtection, MoveError},
+    gpt_range::{Tables, move_range},
+    protection::{GranuleProtection, Moved},
 };
-use core::ffi::c_int;
+use core::arch::asm;
 use flexserve_abi::{GRANULE_SIZE, el3::Gpi};
 
-/// `SMC_FROM_SECURE` of TF-A's `smccc.h`: the library takes the requester's world for the target.
-const FROM_SECURE: u32 = 0;
-const EPERM: c_int = -1;
+/// Bytes that one bit of BL31's lock covers: `RME_GPT_BITLOCK_BLOCK` (1) times 512 MB.
+const LOCK_BYTES: u64 = 512 << 20;
 
 unsafe extern "C" {
-    fn gpt_delegate_pas(base: u64, size: usize, src_sec_state: u32) -> c_int;
-    fn gpt_undelegate_pas(base: u64, size: usize, src_sec_state: u32) -> c_int;
+    /// `include/lib/spinlock.h` of TF-A.
+    fn bit_lock(lock: *mut u8, mask: u8);
+    fn bit_unlock(lock: *mut u8, mask: u8);
 }
 
-/// The tables that BL31 has set up.
+/// The tables that the hardware walks.
 #[derive(Debug)]
-pub struct Tables;
+pub struct GranuleProtectionTables;
 
-impl GranuleProtection for Tables {
+impl GranuleProtection for GranuleProtectionTables {
     const BACKEND: u64 = 1;
 
     fn physical_address_bits(&self) -> u64 {
-        Layout::read().physical_address_bits()
+        layout().physical_address_bits()
     }
 
     fn owner(&self, base: u64) -> Option<Gpi> {
-        // SAFETY: BL31 maps its tables flat; the layout comes from the registers that the hardware walks them by.
-        Layout::read().owner(base, |address| unsafe { (address as *const u64).read_volatile() })
+        layout().owner(base, |address| self.read(address))
     }
 
-    fn lend(&self, base: u64) -> Result<(), MoveError> {
-        // SAFETY: the library checks the address itself and changes nothing but the granule's entry, under its lock.
-        result(unsafe { gpt_delegate_pas(base, GRANULE_SIZE, FROM_SECURE) })
+    fn lend(&self, base: u64, count: u64) -> Moved {
+        move_range(&layout(), self, (base, count), Gpi::NonSecure, Gpi::Secure)
     }
 
-    fn give_back(&self, base: u64) -> Result<(), MoveError> {
-        // SAFETY: as above.
-        result(unsafe { gpt_undelegate_pas(base, GRANULE_SIZE, FROM_SECURE) })
+    fn give_back(&self, base: u64, count: u64) -> Moved {
+        move_range(&layout(), self, (base, count), Gpi::Secure, Gpi::NonSecure)
     }
 }
 
-fn result(code: c_int) -> Result<(), MoveError> {
-    match code {
-        0 => Ok(()),
-        EPERM => Err(MoveError::NotOwned),
-        _ => Err(MoveError::NotCovered),
+impl Tables for GranuleProtectionTables {
+    fn read(&self, address: u64) -> u64 {
+        // SAFETY: BL31 maps its tables flat, and the address comes from the registers that the hardware walks them by.
+        unsafe { (address as *const u64).read_volatile() }
     }
-}
 
-impl Layout {
-    fn read() -> Self {
-        let (gptbr, gpccr): (u64, u64);
-        // SAFETY: reads GPTBR_EL3 and GPCCR_EL3 (Arm DDI 0615), which exist wherever this backend is used.
+    fn write(&self, address: u64, entry: u64) {
+        // SAFETY: as in `read`; the lock for this entry is held, and BL31's own library takes the same one.
+        unsafe { (address as *mut u64).write_volatile(entry) }
+    }
+
+    fn lock(&self, base: u64) {
+        let (lock, mask) = lock_for(base);
+        // SAFETY: the byte is BL31's, of its type, and mapped.
+        unsafe { bit_lock(lock, mask) }
+    }
+
+    fn unlock(&self, base: u64) {
+        let (lock, mask) = lock_for(base);
+        // SAFETY: as in `lock`; this core holds the bit.
+        unsafe { bit_unlock(lock, mask) }
+    }
+
+    fn invalidate(&self, base: u64, bytes: u64) {
+        let operand = range_operand(base, bytes);
+        // SAFETY: TLBI RPALOS (Arm DDI 0487, C5.5) drops cached copies of entries, which are always correct to drop.
         unsafe {
-            core::arch::asm!(
-                "mrs {}, S3_6_C2_C1_4",
-                "mrs {}, S3_6_C2_C1_6",
-                out(reg) gptbr,
-                out(reg) gpccr,
-                options(nomem, nostack, preserves_flags),
-            );
+            asm!("dsb oshst", "sys #6, c8, c4, #7, {}", "dsb osh", in(reg) operand, options(nostack, preserves_flags));
         }
-        Self::new(gptbr, gpccr)
     }
+
+    fn flush(&self, base: u64, bytes: u64, pas: Gpi) {
+        let line = cache_line();
+        // Bit 63 is NS, bit 62 NSE: Secure 00, Non-secure 10.
+        let space = if pas == Gpi::NonSecure { 1 << 63 } else { 0 };
+        let mut at = base | space;
+        for _ in 0..bytes / (4 * line) {
+            // SAFETY: DC CIPAPA (Arm DDI 0487, C5.3) writes back and drops lines; it changes no data.
+            unsafe {
+                asm!(
+                    "sys #6, c7, c14, #1, {at}",
+                    "add {at}, {at}, {line}",
+                    "sys #6, c7, c14, #1, {at}",
+                    "add {at}, {at}, {line}",
+                    "sys #6, c7, c14, #1, {at}",
+                    "add {at}, {at}, {line}",
+                    "sys #6, c7, c14, #1, {at}",
+                    "add {at}, {at}, {line}",
+                    at = inout(reg) at,
+                    line = in(reg) line,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+        // SAFETY: a barrier.
+        unsafe { asm!("dsb osh", options(nostack, preserves_flags)) }
+    }
+}
+
+fn layout() -> Layout {
+    let (gptbr, gpccr): (u64, u64);
+    // SAFETY: reads GPTBR_EL3 and GPCCR_EL3 (Arm DDI 0487, D24.2), which exist wherever this backend is used.
+    unsafe {
+        asm!("mrs {}, S3_6_C2_C1_4", "mrs {}, S3_6_C2_C1_6", out(reg) gptbr, out(reg) gpccr,
+            options(nomem, nostack, preserves_flags));
+    }
+    Layout::new(gptbr, gpccr)
+}
+
+/// BL31 keeps its locks, a bit for each 512 MB, behind the level-0 table.
+fn lock_for(base: u64) -> (*mut u8, u8) {
+    let index = base / LOCK_BYTES;
+    ((layout().level0_end() + index / 8) as *mut u8, 1 << (index % 8))
+}
+
+/// Bytes of the smallest data cache line, a power of two from 16 to 1024 (CTR_EL0.DminLine).
+fn cache_line() -> u64 {
+    let ctr: u64;
+    // SAFETY: reads CTR_EL0.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
+    (4 << (ctr >> 16 & 0xf)).min(GRANULE_SIZE as u64 / 4)
+}
+
+/// Operand of TLBI RPALOS for the smallest aligned range that holds `bytes` at `base`: the size's code in bits [47:44], the
+/// address in 4 KB in bits [39:0].
+fn range_operand(base: u64, bytes: u64) -> u64 {
+    const SIZES: [u32; 7] = [12, 14, 16, 21, 25, 29, 30];
+    let last = base + bytes - 1;
+    let code = SIZES.iter().position(|shift| base >> shift == last >> shift).unwrap_or(SIZES.len() - 1);
+    (code as u64) << 44 | (base >> SIZES[code] << SIZES[code]) >> 12
 }

@@ -33,26 +33,107 @@ impl Layout {
         self.address_bits as u64
     }
 
-    /// Who may access the granule at `base`, by a walk through `read`, which answers the 8 bytes at a table's address.
-    /// `None` past the protected addresses, or where the tables are malformed.
-    pub fn owner(&self, base: u64, read: impl Fn(u64) -> u64) -> Option<Gpi> {
-        if base >> self.address_bits != 0 {
-            return None;
-        }
-        let level0 = read(self.level0 + (base >> self.region_shift) * 8);
-        let gpi = match level0 & 0xf {
-            0b0001 => level0 >> 4,
-            0b0011 => {
-                // Bits [51:12] are the level-1 table's address; one entry holds sixteen granules.
-                let table = level0 & ((1 << 52) - (1 << 12));
-                let index = (base & ((1 << self.region_shift) - 1)) >> 16;
-                let entry = read(table + index * 8);
-                // A contiguous descriptor has type 1 in its low bits, no GPI has.
-                if entry & 0xf == 1 { entry >> 4 } else { entry >> ((base >> 12 & 0xf) * 4) }
+    /// One past the last byte of the level-0 table.
+    #[must_use]
+    pub const fn level0_end(&self) -> u64 {
+        let regions = 1_u64 << self.address_bits.saturating_sub(self.region_shift);
+        self.level0 + regions * 8
+    }
+
+    /// The level-1 table for `base`, by a walk through `read`, which answers the 8 bytes at a table's address. `None` past
+    /// the protected addresses, or where a region has no table.
+    pub fn level1(&self, base: u64, read: impl Fn(u64) -> u64) -> Option<Level1> {
+        match self.level0(base, read)? {
+            // Bits [51:12] are the table's address.
+            entry if entry & 0xf == 0b0011 => {
+                Some(Level1 { table: entry & ((1 << 52) - (1 << 12)), region_shift: self.region_shift })
             }
-            _ => return None,
+            _ => None,
+        }
+    }
+
+    /// Who may access the granule at `base`, by the same walk. `None` past the protected addresses, or where the tables are
+    /// malformed.
+    pub fn owner(&self, base: u64, read: impl Fn(u64) -> u64) -> Option<Gpi> {
+        let gpi = match self.level1(base, &read) {
+            None => {
+                let entry = self.level0(base, read)?;
+                if entry & 0xf != 0b0001 {
+                    return None;
+                }
+                entry >> 4
+            }
+            Some(table) => {
+                let entry = read(table.entry(base));
+                if Contiguous::of(entry).is_some() { entry >> 4 } else { entry >> ((base >> 12 & 0xf) * 4) }
+            }
         };
         Gpi::from_bits((gpi & 0xf) as u8)
+    }
+
+    fn level0(&self, base: u64, read: impl Fn(u64) -> u64) -> Option<u64> {
+        (base >> self.address_bits == 0).then(|| read(self.level0 + (base >> self.region_shift) * 8))
+    }
+}
+
+/// A level-1 table: one entry for every sixteen granules of a region.
+#[derive(Clone, Copy, Debug)]
+pub struct Level1 {
+    table: u64,
+    region_shift: u32,
+}
+
+impl Level1 {
+    /// Address of the entry that holds the granule at `address`, an address of this table's region.
+    #[must_use]
+    pub const fn entry(&self, address: u64) -> u64 {
+        self.table + ((address & ((1 << self.region_shift) - 1)) >> 16) * 8
+    }
+
+    /// Whether `bytes`, a power of two, are at most what the table covers.
+    #[must_use]
+    pub const fn covers(&self, bytes: u64) -> bool {
+        bytes <= 1 << self.region_shift
+    }
+}
+
+/// Size of the block that a contiguous descriptor describes: every entry of the block holds the same descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contiguous {
+    /// 2 MB, 32 entries.
+    Block2M = 1,
+    /// 32 MB, 512 entries.
+    Block32M = 2,
+    /// 512 MB, 8192 entries.
+    Block512M = 3,
+}
+
+impl Contiguous {
+    /// The block of an entry. `None` for an entry of sixteen granules: no GPI is 1, the type of contiguous descriptors.
+    #[must_use]
+    pub const fn of(entry: u64) -> Option<Self> {
+        match (entry & 0xf, entry >> 8 & 3) {
+            (1, 1) => Some(Self::Block2M),
+            (1, 2) => Some(Self::Block32M),
+            (1, 3) => Some(Self::Block512M),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the block.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Block2M => 2 << 20,
+            Self::Block32M => 32 << 20,
+            Self::Block512M => 512 << 20,
+        }
+    }
+
+    /// The descriptor for such a block of one GPI.
+    #[must_use]
+    pub const fn descriptor(self, gpi: u8) -> u64 {
+        (self as u64) << 8 | (gpi as u64) << 4 | 1
     }
 }
 

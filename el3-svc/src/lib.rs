@@ -2,17 +2,18 @@
 //!
 //! - [`protocol`]: what every call does and refuses, without hardware;
 //! - [`protection`]: the mechanism beneath it, as a trait;
-//! - `gpt`: that mechanism by granule protection tables (RME);
-//! - [`gpt_format`]: the layout of those tables;
+//! - `gpt`: that mechanism by granule protection tables (RME), on the hardware;
+//! - [`gpt_format`], [`gpt_range`]: the layout of those tables, and how ranges move in them;
 //! - `tfa`: the glue that makes it a runtime service of Trusted Firmware-A's BL31.
 //!
-//! Only `gpt` and `tfa` use `unsafe`: the first reads the tables and calls BL31's library to change them, the second is
-//! called by BL31.
+//! Only `gpt` and `tfa` use `unsafe`: the first reads and writes the tables and issues the instructions around a change,
+//! the second is called by BL31.
 #![no_std]
 
 #[cfg(target_os = "none")]
 mod gpt;
 pub mod gpt_format;
+pub mod gpt_range;
 pub mod protection;
 pub mod protocol;
 #[cfg(target_os = "none")]

@@ -12,6 +12,15 @@ pub enum MoveError {
     NotCovered,
 }
 
+/// How far a move came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// Granules that moved, from the first on.
+    pub done: u64,
+    /// Why the next one did not, unless all did.
+    pub error: Option<MoveError>,
+}
+
 /// A mechanism that keeps worlds out of granules.
 pub trait GranuleProtection {
     /// Which mechanism, as `FEATURES` reports it (`flexserve_abi::el3::Feature::Backend`).
@@ -23,18 +32,11 @@ pub trait GranuleProtection {
     /// Who may access the granule at `base`. `None` where the mechanism does not cover it.
     fn owner(&self, base: u64) -> Option<Gpi>;
 
-    /// Moves the granule at `base` from the normal to the Secure world. When it returns, no observer in another world,
-    /// on any core, can read, write or execute it.
-    ///
-    /// # Errors
-    ///
-    /// [`MoveError`]; the granule is then as it was.
-    fn lend(&self, base: u64) -> Result<(), MoveError>;
+    /// Moves `count` granules from `base` on from the normal to the Secure world, in order, up to the first that cannot.
+    /// When it returns, no observer in another world, on any core, can read, write or execute those that moved.
+    fn lend(&self, base: u64, count: u64) -> Moved;
 
-    /// Moves the granule at `base` from the Secure to the normal world. Its contents are the caller's concern.
-    ///
-    /// # Errors
-    ///
-    /// [`MoveError`]; the granule is then as it was.
-    fn give_back(&self, base: u64) -> Result<(), MoveError>;
+    /// Moves `count` granules from `base` on from the Secure to the normal world, in order, up to the first that cannot.
+    /// What the Secure world wrote last is what the normal world reads.
+    fn give_back(&self, base: u64, count: u64) -> Moved;
 }

@@ -1,7 +1,7 @@
 //! The calls of [`flexserve_abi::el3`]: who may make them, what they check, what they answer.
 #![forbid(unsafe_code)]
 
-use crate::protection::{GranuleProtection, MoveError};
+use crate::protection::{GranuleProtection, MoveError, Moved};
 use core::sync::atomic::{AtomicU64, Ordering};
 use flexserve_abi::{
     GRANULE_SIZE,
@@ -114,27 +114,18 @@ impl<P: GranuleProtection> Service<P> {
             Some(Gpi::NonSecure) => false,
             _ => return Status::InvalidParameters.into(),
         };
-        let mut done = 0;
-        let mut status = Status::Success;
-        for granule in range.granules() {
-            if done == BATCH_LIMIT {
-                status = Status::Incomplete;
-                break;
-            }
-            let moved =
-                if to_secure { self.protection.lend(granule) } else { self.protection.give_back(granule) };
-            match moved {
-                Ok(()) => done += 1,
-                Err(MoveError::NotOwned) => {
-                    status = Status::Denied;
-                    break;
-                }
-                Err(MoveError::NotCovered) => {
-                    status = Status::InvalidParameters;
-                    break;
-                }
-            }
-        }
+        let wanted = range.count.min(BATCH_LIMIT);
+        let Moved { done, error } = if to_secure {
+            self.protection.lend(range.base, wanted)
+        } else {
+            self.protection.give_back(range.base, wanted)
+        };
+        let status = match error {
+            Some(MoveError::NotOwned) => Status::Denied,
+            Some(MoveError::NotCovered) => Status::InvalidParameters,
+            None if wanted < range.count => Status::Incomplete,
+            None => Status::Success,
+        };
         if done > 0 {
             self.count(if to_secure { Counter::Lent } else { Counter::Returned }, done);
             self.count(Counter::Batches, 1);
@@ -156,10 +147,6 @@ impl Range {
         let bytes = count.checked_mul(GRANULE_SIZE as u64)?;
         let inside = lendable.iter().any(|bank| bank.contains(base, bytes));
         (base.is_multiple_of(GRANULE_SIZE as u64) && inside).then_some(Self { base, count })
-    }
-
-    fn granules(self) -> impl Iterator<Item = u64> {
-        (0..self.count).map(move |i| self.base + i * GRANULE_SIZE as u64)
     }
 }
 
@@ -187,14 +174,22 @@ mod tests {
             Some(if self.0.lock().unwrap().contains(&base) { Gpi::Secure } else { Gpi::NonSecure })
         }
 
-        fn lend(&self, base: u64) -> Result<(), MoveError> {
-            assert!(BANK.contains(base, 4096), "{base:#x} is not lendable");
-            self.0.lock().unwrap().insert(base).then_some(()).ok_or(MoveError::NotOwned)
+        fn lend(&self, base: u64, count: u64) -> Moved {
+            self.each(base, count, |owned, granule| owned.insert(granule))
         }
 
-        fn give_back(&self, base: u64) -> Result<(), MoveError> {
-            assert!(BANK.contains(base, 4096), "{base:#x} is not lendable");
-            self.0.lock().unwrap().remove(&base).then_some(()).ok_or(MoveError::NotOwned)
+        fn give_back(&self, base: u64, count: u64) -> Moved {
+            self.each(base, count, |owned, granule| owned.remove(&granule))
+        }
+    }
+
+    impl Fake {
+        fn each(&self, base: u64, count: u64, change: impl Fn(&mut BTreeSet<u64>, u64) -> bool) -> Moved {
+            assert!(BANK.contains(base, count * 4096), "{base:#x} is not lendable");
+            assert!(count <= BATCH_LIMIT);
+            let mut owned = self.0.lock().unwrap();
+            let done = (0..count).take_while(|i| change(&mut owned, base + i * 4096)).count() as u64;
+            Moved { done, error: (done < count).then_some(MoveError::NotOwned) }
         }
     }
 

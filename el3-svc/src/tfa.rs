@@ -1,14 +1,14 @@
 //! A runtime service of TF-A's BL31, linked in as a static library without a patch.
 
 use crate::{
-    gpt::Tables,
+    gpt::GranuleProtectionTables,
     protocol::{Call, Caller, Service},
 };
 use core::ffi::{c_char, c_void};
 use flexserve_abi::{el3, log::World};
 use flexserve_platform as platform;
 
-static SERVICE: Service<Tables> = Service::new(Tables, platform::LENDABLE);
+static SERVICE: Service<GranuleProtectionTables> = Service::new(GranuleProtectionTables, platform::LENDABLE);
 
 /// `rt_svc_desc_t` of TF-A's `include/common/runtime_svc.h`.
 #[repr(C)]
