@@ -49,8 +49,6 @@ pub enum Format {
     W12 = 4,
     /// Vector: an i32 shift, 12 zero bytes, then `cols` x i32; value = i32 * 2^-shift. `rows` is 1.
     Vector = 16,
-    /// Turns of the rotary embedding per position, `cols` x u64 in Q0.64. `rows` is 1.
-    Angles = 17,
 }
 
 /// Bytes in front of a `Vector`'s values.
@@ -58,7 +56,7 @@ pub const VECTOR_HEAD: usize = 16;
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 6] = [Self::Q4, Self::Q4Min, Self::Q8, Self::W12, Self::Vector, Self::Angles];
+    pub const ALL: [Self; 5] = [Self::Q4, Self::Q4Min, Self::Q8, Self::W12, Self::Vector];
 
     /// The number that stands for it in a manifest.
     #[must_use]
@@ -80,7 +78,7 @@ impl Format {
             Self::Q4Min => 2 * SCALES + NIBBLES,
             Self::Q8 => SCALES + OCTETS,
             Self::W12 => SCALES + OCTETS + NIBBLES,
-            Self::Vector | Self::Angles => 0,
+            Self::Vector => 0,
         }
     }
 
@@ -88,7 +86,7 @@ impl Format {
     #[must_use]
     pub const fn group_bytes(self, cols: usize) -> usize {
         match self {
-            Self::Vector | Self::Angles => 0,
+            Self::Vector => 0,
             _ => GROUP_HEAD + cols / BLOCK * self.block_bytes(),
         }
     }
@@ -101,8 +99,7 @@ impl Format {
         }
         match self {
             Self::Vector if rows == 1 => cols.checked_mul(4)?.checked_add(VECTOR_HEAD),
-            Self::Angles if rows == 1 => cols.checked_mul(8),
-            Self::Vector | Self::Angles => None,
+            Self::Vector => None,
             _ if !cols.is_multiple_of(BLOCK) => None,
             _ => {
                 let blocks = (cols / BLOCK).checked_mul(self.block_bytes())?;
@@ -132,7 +129,6 @@ mod tests {
         assert_eq!(Format::Q8.packed_bytes(1, 32), Some(32 + 272));
         assert_eq!(Format::W12.packed_bytes(8, 32), Some(32 + 400));
         assert_eq!(Format::Vector.packed_bytes(1, 3), Some(28));
-        assert_eq!(Format::Angles.packed_bytes(1, 32), Some(256));
     }
 
     #[test]

@@ -3,9 +3,27 @@
 //! | module | what |
 //! |---|---|
 //! | [`format`] | how packed tensors lie in memory, and what they mean |
+//! | [`matrix`] | a packed matrix, checked |
+//! | [`vector`] | a packed vector, checked |
+//! | [`activations`] | what it is multiplied with: 16-bit mantissas, one exponent per token |
+//! | [`matmul`] | the product, on whatever instructions there are |
+//! | `plain` | the kernels in plain Rust, the twin of all others |
+//! | `neon`, `dotprod` | Armv8.0-A; `FEAT_DotProd` (AArch64 only) |
 //! | `pack` | GGUF's types to those formats (host only, feature `pack`) |
+//!
+//! `unsafe` is in `neon` and `dotprod` (loads by address, instructions that a CPU may lack), and where [`matmul`] calls the
+//! latter; [`isa::Isa`] is the promise that it may.
 #![no_std]
 
+#[cfg(any(test, feature = "std"))]
+extern crate std;
+
+pub mod activations;
 pub mod format;
+pub mod isa;
+pub mod matmul;
+pub mod matrix;
 #[cfg(feature = "pack")]
 pub mod pack;
+mod plain;
+pub mod vector;

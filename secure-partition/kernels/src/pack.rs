@@ -255,7 +255,7 @@ pub fn pack_vector(values: &[f32]) -> Result<Vec<u8>, PackError> {
     Ok(out)
 }
 
-/// Packs the rotary embedding's turns per position, [`Format::Angles`] of `dimensions / 2` columns: pair i turns by
+/// Packs the rotary embedding's turns per position, `dimensions / 2` x u64 in Q0.64: pair i turns by
 /// `base^(-2 i / dimensions) / (2 pi) / factors[i]` (GGUF's `rope_freqs.weight`, all 1 if there is none).
 ///
 /// # Errors

@@ -1,2 +1,27 @@
-//! flexserve-llm
+//! The language model of the LLM partition: Llama-architecture inference in integers only, the same bits everywhere.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`engine`] | from tokens to logits |
+//! | [`workspace`] | the memory that it needs, carved out of one slice |
+//! | [`error`] | why it cannot go on |
+//! | `weights` | the container's tensors as the kernels take them |
+//! | `norm`, `rope`, `attention` | the parts of a layer |
+//! | `fixed` | functions of fixed-point numbers |
 #![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod attention;
+pub mod engine;
+pub mod error;
+mod fixed;
+mod norm;
+mod rope;
+mod weights;
+pub mod workspace;
+
+pub use engine::{Engine, workspace_bytes};
+pub use error::Error;

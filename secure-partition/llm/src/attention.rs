@@ -1,0 +1,135 @@
+//! Attention of one query head over the keys and values so far.
+//!
+//! Keys, values and queries are stored as mantissas of at most [`MANTISSA_MAX`] under one exponent per head and position.
+//! Weights are not divided by their sum: the result is.
+
+use crate::fixed::{LOG2_E, exp2, saturate};
+
+/// Largest magnitude of a mantissa: 32 products of two of them fit i32 (8191^2 * 32 < 2^31).
+pub const MANTISSA_MAX: i64 = 8191;
+/// Most dimensions of a head.
+pub const HEAD_DIM_MAX: usize = 256;
+/// Products that are summed in i32 before they are added up in i64.
+const CHUNK: usize = 32;
+/// Positions whose weighted values are summed in i32: 16 * 2^14 * 8191 < 2^31.
+const POSITIONS: usize = 16;
+/// Fraction bits of [`Head::attend`]'s result.
+pub const OUT_FRAC: i32 = 40;
+
+/// Rounds `values * 2^-frac` to mantissas and answers their exponent: value = mantissa * 2^-exponent.
+pub fn quantize(values: impl Iterator<Item = i32> + Clone, frac: i32, mantissas: &mut [i16]) -> i16 {
+    let magnitude = values.clone().fold(0, |all, v| all | v.unsigned_abs());
+    let shift = 32 - magnitude.leading_zeros().cast_signed() - 13;
+    for (mantissa, value) in mantissas.iter_mut().zip(values) {
+        let value = i64::from(value);
+        let narrow = if shift > 0 { (value + (1 << (shift - 1))) >> shift } else { value << -shift };
+        *mantissa = narrow.clamp(-MANTISSA_MAX, MANTISSA_MAX) as i16;
+    }
+    (frac - shift) as i16
+}
+
+/// `log2(e) / sqrt(head_dim)`, Q2.30: what turns a dot product into an exponent of 2.
+#[must_use]
+pub fn score_factor(head_dim: usize) -> i64 {
+    let root = ((head_dim as u128) << 100).isqrt();
+    ((u128::from(LOG2_E) << 20) / root.max(1)) as i64
+}
+
+/// Keys and values of one key-value head.
+#[derive(Clone, Copy)]
+pub struct Cache<'a> {
+    /// (positions, `head_dim`)
+    pub keys: &'a [i16],
+    /// (positions)
+    pub key_exponents: &'a [i16],
+    /// (positions, `head_dim`)
+    pub values: &'a [i16],
+    /// (positions)
+    pub value_exponents: &'a [i16],
+}
+
+/// One query head: mantissas, already multiplied by [`score_factor`], and their exponent.
+#[derive(Clone, Copy)]
+pub struct Query<'a> {
+    /// (`head_dim`)
+    pub mantissas: &'a [i16],
+    /// value = mantissa * 2^-exponent.
+    pub exponent: i16,
+}
+
+/// Attends to every position of `cache`, and writes the weighted mean of the values to `out` (`head_dim`), in Q.40.
+/// `scores` and `weights` are scratch, one per position.
+pub fn attend(query: Query, cache: Cache, scores: &mut [i32], weights: &mut [i16], out: &mut [i64]) {
+    let sum = softmax(query, cache, scores);
+    let top = spread(cache.value_exponents, scores, weights);
+    out.fill(0);
+    let head_dim = out.len();
+    let mut partial = [0_i32; HEAD_DIM_MAX];
+    let partial = &mut partial[..head_dim];
+    for (weights, values) in weights.chunks(POSITIONS).zip(cache.values.chunks(POSITIONS * head_dim)) {
+        partial.fill(0);
+        for (&weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
+            for (partial, &value) in partial.iter_mut().zip(values) {
+                *partial += i32::from(weight) * i32::from(value);
+            }
+        }
+        out.iter_mut().zip(&*partial).for_each(|(out, &partial)| *out += i64::from(partial));
+    }
+    // value = out * 2^(top - 14) / sum, with |out| < 2^44 and sum in 2^30..=2^47. A value in Q15.16 has an exponent in
+    // -3..=29, so that top is in -28..=34 and the shift in 18..=80.
+    let reciprocal = (1_i128 << 78) / i128::from(sum.max(1));
+    let shift = 78 - OUT_FRAC - (top - 14);
+    for out in out {
+        let product = i128::from(*out) * reciprocal;
+        *out = (product >> shift.clamp(0, 127)).clamp(-(1 << 62), 1 << 62) as i64;
+    }
+}
+
+/// Turns `scores` into 2^(score - largest score), Q2.30, and answers their sum.
+fn softmax(query: Query, cache: Cache, scores: &mut [i32]) -> i64 {
+    let keys = cache.keys.chunks_exact(query.mantissas.len());
+    let mut largest = i32::MIN;
+    for ((score, key), &exponent) in scores.iter_mut().zip(keys).zip(cache.key_exponents) {
+        let shift = i32::from(query.exponent) + i32::from(exponent) - 16;
+        // Within 2^13, so that differences fit.
+        let limit = 1 << 29;
+        *score =
+            flexserve_kernels::matmul::scale(dot(query.mantissas, key), shift).clamp(-limit, limit) as i32;
+        largest = largest.max(*score);
+    }
+    let mut sum = 0;
+    for score in scores {
+        *score = exp2(*score - largest) as i32;
+        sum += i64::from(*score);
+    }
+    sum
+}
+
+/// Folds the values' exponents into the softmax weights: `weights[j] * 2^(top - 14)` is `scores[j] * 2^-exponent[j]`,
+/// `top` is answered, and the largest weight is in 2^13..=2^14.
+fn spread(exponents: &[i16], scores: &[i32], weights: &mut [i16]) -> i32 {
+    let bits = |score: i32| 32 - score.leading_zeros().cast_signed();
+    let tops = scores.iter().zip(exponents).filter(|(score, _)| **score != 0);
+    let top = tops.map(|(&score, &exponent)| bits(score) - i32::from(exponent)).max().unwrap_or(0);
+    for ((weight, &score), &exponent) in weights.iter_mut().zip(scores).zip(exponents) {
+        let shift = (top - 14) + i32::from(exponent);
+        *weight = flexserve_kernels::matmul::scale(i64::from(score), shift) as i16;
+    }
+    top
+}
+
+/// Dot product of mantissas.
+fn dot(a: &[i16], b: &[i16]) -> i64 {
+    let short =
+        |a: &[i16], b: &[i16]| a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>();
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<CHUNK>(), b.as_chunks::<CHUNK>());
+    a.iter().zip(b).map(|(a, b)| i64::from(short(a, b))).sum::<i64>() + i64::from(short(a_rest, b_rest))
+}
+
+/// Multiplies a query value by [`score_factor`].
+#[must_use]
+pub fn scale_query(value: i32, factor: i64) -> i32 {
+    saturate((i64::from(value) * factor) >> 28)
+}
+/// Fraction bits that [`scale_query`] adds.
+pub const QUERY_FRAC: i32 = 2;

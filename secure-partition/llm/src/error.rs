@@ -1,0 +1,39 @@
+//! Why inference cannot go on.
+
+use core::fmt;
+use flexserve_container::TensorKind;
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The workspace is too small, or not aligned.
+    Workspace,
+    /// A context of no tokens was asked for.
+    Context,
+    /// Heads are wider than the arithmetic allows.
+    HeadDim,
+    /// The tensor of this layer is missing, or in a format that inference cannot use.
+    Tensor(TensorKind, u32),
+    /// There is nothing to compute.
+    NoTokens,
+    /// The vocabulary has no such token.
+    Token(u32),
+    /// The tokens do not fit the context.
+    ContextFull,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workspace => write!(f, "the workspace is too small or not aligned"),
+            Self::Context => write!(f, "the context must hold at least one token"),
+            Self::HeadDim => write!(f, "the model's heads are too wide"),
+            Self::Tensor(kind, layer) => write!(f, "tensor {kind:?} of layer {layer} cannot be used"),
+            Self::NoTokens => write!(f, "no tokens"),
+            Self::Token(token) => write!(f, "token {token} is not in the vocabulary"),
+            Self::ContextFull => write!(f, "the context is full"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}

@@ -1,0 +1,149 @@
+//! Functions of fixed-point numbers. `Qa.b` has b fraction bits.
+
+/// 2^(i / 16), Q2.30.
+const EXP2: [i64; 16] = [
+    1_073_741_824,
+    1_121_280_436,
+    1_170_923_762,
+    1_222_764_986,
+    1_276_901_417,
+    1_333_434_672,
+    1_392_470_869,
+    1_454_120_821,
+    1_518_500_250,
+    1_585_730_000,
+    1_655_936_265,
+    1_729_250_827,
+    1_805_811_301,
+    1_885_761_398,
+    1_969_251_188,
+    2_056_437_387,
+];
+/// ln 2, Q0.30.
+const LN_2: i64 = 744_261_118;
+/// 2 pi, Q3.60.
+const TAU: i128 = 7_244_019_458_077_122_842;
+/// log2 e, Q1.60.
+pub const LOG2_E: u64 = 1_663_314_137_230_540_311;
+/// 1, Q2.30.
+pub const ONE: i64 = 1 << 30;
+
+/// `2^x` of x <= 0 in Q15.16, as Q2.30. Relative error below 2^-21, absolute below 2^-30 + that.
+#[must_use]
+pub fn exp2(x: i32) -> i64 {
+    let (whole, fraction) = (x >> 16, i64::from(x & 0xffff));
+    if whole < -31 {
+        return 0;
+    }
+    // 2^(index / 16) * e^y, y = ln 2 * (fraction below a sixteenth), by three terms: y^4 / 24 < 2^-22.
+    let y = ((fraction & 0xfff) * LN_2) >> 16;
+    let y2 = (y * y) >> 30;
+    let y3 = (y2 * y) >> 30;
+    let rest = ONE + y + (y2 >> 1) + y3 / 6;
+    let mantissa = (EXP2[(fraction >> 12) as usize] * rest) >> 30;
+    mantissa >> -whole.min(0)
+}
+
+/// `1 / (1 + e^-x)` of x in Q15.16, as Q2.30.
+#[must_use]
+pub fn sigmoid(x: i32) -> i64 {
+    let exponent = -((i64::from(x).abs() * (LOG2_E >> 30).cast_signed()) >> 30);
+    let e = exp2(exponent.max(i64::from(i32::MIN)) as i32);
+    let numerator = if x < 0 { e } else { ONE };
+    (numerator << 30) / (ONE + e)
+}
+
+/// Cosine and sine of a fraction of a turn in Q0.64, as Q2.30.
+#[must_use]
+pub fn cos_sin(turns: u64) -> (i32, i32) {
+    let mul = |a: i128, b: i128| (a * b) >> 60;
+    // The nearest quarter turn and what is left of it, within an eighth.
+    let quarter = turns.wrapping_add(1 << 61) >> 62;
+    let rest = turns.wrapping_sub(quarter << 62).cast_signed();
+    let x = (i128::from(rest) * TAU) >> 64;
+    let x2 = mul(x, x);
+    // Taylor's series by Horner's rule: 1 - x2 / (n (n - 1)) (1 - ...). The terms left out are below 2^-33.
+    let series = |from: i128| {
+        let mut sum = 1_i128 << 60;
+        for n in (0..5).map(|i| from - 2 * i) {
+            sum = (1_i128 << 60) - mul(x2, sum) / (n * (n - 1));
+        }
+        sum
+    };
+    let round = |value: i128| ((value + (1 << 29)) >> 30) as i32;
+    let (cos, sin) = (round(series(10)), round(mul(x, series(11))));
+    match quarter {
+        0 => (cos, sin),
+        1 => (-sin, cos),
+        2 => (-cos, -sin),
+        _ => (sin, -cos),
+    }
+}
+
+/// `1 / sqrt(m)` as `(r, h)`: r * 2^(h - 61), r in 2^30..=2^31. 0 counts as 1.
+#[must_use]
+pub fn inverse_sqrt(m: u64) -> (i64, i32) {
+    let m = m.max(1);
+    // Up to 60..=62 bits, by an even shift.
+    let h = (m.leading_zeros().cast_signed() - 2) >> 1;
+    let normal = if h >= 0 { m << (2 * h) } else { m >> 2 };
+    let root = normal.isqrt();
+    (((1_u64 << 61) / root).cast_signed(), h)
+}
+
+/// Saturates to i32.
+#[must_use]
+pub fn saturate(value: i64) -> i32 {
+    value.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp2_follows_the_float() {
+        for x in (0..40 << 16).step_by(97).map(|x: i32| -x) {
+            let exact = (f64::from(x) / 65536.0).exp2() * 2f64.powi(30);
+            assert!((exp2(x) as f64 - exact).abs() <= exact * 2f64.powi(-21) + 1.5, "{x}");
+        }
+        assert_eq!(exp2(0), ONE);
+        assert_eq!(exp2(i32::MIN), 0);
+    }
+
+    #[test]
+    fn sigmoid_follows_the_float() {
+        for x in (-20 << 16..20 << 16).step_by(1013) {
+            let exact = 2f64.powi(30) / (1.0 + (-f64::from(x) / 65536.0).exp());
+            assert!((sigmoid(x) as f64 - exact).abs() <= exact * 2f64.powi(-15) + 2.0, "{x}");
+        }
+        assert_eq!(sigmoid(i32::MIN), 0);
+        assert_eq!(sigmoid(i32::MAX), ONE);
+        assert_eq!(sigmoid(0), ONE / 2);
+    }
+
+    #[test]
+    fn circle_follows_the_float() {
+        for step in 0..5000_u64 {
+            let turns = step.wrapping_mul(0x000d_1b71_7583_beef);
+            let angle = turns as f64 / 2f64.powi(64) * core::f64::consts::TAU;
+            let (cos, sin) = cos_sin(turns);
+            assert!((f64::from(cos) - angle.cos() * 2f64.powi(30)).abs() < 1.5, "cos {angle}");
+            assert!((f64::from(sin) - angle.sin() * 2f64.powi(30)).abs() < 1.5, "sin {angle}");
+        }
+        assert_eq!(cos_sin(0), (1 << 30, 0));
+        assert_eq!(cos_sin(1 << 62), (0, 1 << 30));
+        assert_eq!(cos_sin(u64::MAX).0, 1 << 30);
+    }
+
+    #[test]
+    fn inverse_square_roots_have_thirty_bits() {
+        for m in (0..64).map(|bit| 1_u64 << bit).chain([3, 5, 1000, u64::MAX, (1 << 62) - 1]) {
+            let (r, h) = inverse_sqrt(m);
+            let got = r as f64 * 2f64.powi(h - 61);
+            let exact = 1.0 / (m as f64).sqrt();
+            assert!((got / exact - 1.0).abs() < 2f64.powi(-28), "{m}");
+        }
+        assert_eq!(inverse_sqrt(0), inverse_sqrt(1));
+    }
+}

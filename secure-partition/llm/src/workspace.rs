@@ -1,0 +1,177 @@
+//! The memory that a running model needs, carved out of one slice.
+
+use flexserve_container::Params;
+use flexserve_kernels::format::BLOCK;
+use zerocopy::FromBytes;
+
+use crate::Error;
+
+/// Tokens that one pass over the weights serves.
+pub const BATCH: usize = 32;
+
+/// Sizes of a model, as lengths.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Width of the feed-forward network.
+    pub feed_forward: usize,
+    /// Rotated pairs of a head.
+    pub pairs: usize,
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    /// Positions of the cache.
+    pub context: usize,
+}
+
+impl Shape {
+    /// Of a model with a cache of `context` positions.
+    #[must_use]
+    pub fn new(params: &Params, context: usize) -> Self {
+        Self {
+            width: params.embedding as usize,
+            layers: params.layers as usize,
+            heads: params.heads as usize,
+            kv_heads: params.kv_heads as usize,
+            head_dim: params.head_dim as usize,
+            feed_forward: params.feed_forward as usize,
+            pairs: params.rope_dims as usize / 2,
+            vocab: params.vocab as usize,
+            context,
+        }
+    }
+
+    /// Columns of the attention's output.
+    #[must_use]
+    pub const fn queries(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Rows of the key (or value) matrix.
+    #[must_use]
+    pub const fn keys(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Columns of the widest matrix.
+    #[must_use]
+    pub fn widest(&self) -> usize {
+        self.width.max(self.feed_forward).max(self.queries())
+    }
+
+    /// Key (or value) vectors of the cache.
+    const fn cached(&self) -> usize {
+        self.layers * self.kv_heads * self.context
+    }
+}
+
+/// Everything that changes while the model runs. Q formats are those of the values' users.
+#[derive(Debug)]
+pub struct Workspace<'w> {
+    /// (`BATCH`, width): residual stream, Q39.24
+    pub residual: &'w mut [i64],
+    /// (widest): one token's values on their way to mantissas
+    pub wide: &'w mut [i64],
+    /// (`BATCH`, heads, `head_dim`), Q15.16
+    pub queries: &'w mut [i32],
+    /// (`BATCH`, `kv_heads`, `head_dim`), Q15.16
+    pub keys: &'w mut [i32],
+    /// (`BATCH`, `kv_heads`, `head_dim`), Q15.16
+    pub values: &'w mut [i32],
+    /// (`BATCH`, `feed_forward`), Q15.16
+    pub gate: &'w mut [i32],
+    /// (`BATCH`, `feed_forward`), Q15.16
+    pub up: &'w mut [i32],
+    /// (`BATCH`, pairs): cosine and sine, Q2.30
+    pub rotations: &'w mut [[i32; 2]],
+    /// (vocab), Q15.16
+    pub logits: &'w mut [i32],
+    /// (context)
+    pub scores: &'w mut [i32],
+    /// (`BATCH`, widest / 32): sums of the mantissas
+    pub sums: &'w mut [i32],
+    /// (`BATCH`): exponents of the mantissas
+    pub exponents: &'w mut [i32],
+    /// (`BATCH`, widest): mantissas
+    pub words: &'w mut [i16],
+    /// (context)
+    pub weights: &'w mut [i16],
+    /// (layers, `kv_heads`, context, `head_dim`)
+    pub key_cache: &'w mut [i16],
+    /// (layers, `kv_heads`, context, `head_dim`)
+    pub value_cache: &'w mut [i16],
+    /// (layers, `kv_heads`, context)
+    pub key_exponents: &'w mut [i16],
+    /// (layers, `kv_heads`, context)
+    pub value_exponents: &'w mut [i16],
+}
+
+/// Takes arrays from the front of a slice.
+struct Carver<'w> {
+    rest: Option<&'w mut [u8]>,
+    used: usize,
+}
+
+impl<'w> Carver<'w> {
+    /// The next `len` elements, rounded up to 64 bytes. Without a slice it only counts.
+    fn take<T: FromBytes + zerocopy::IntoBytes>(&mut self, len: usize) -> Result<&'w mut [T], Error> {
+        let bytes = (len * size_of::<T>()).next_multiple_of(64);
+        self.used += bytes;
+        let Some(rest) = self.rest.take() else { return Ok(&mut []) };
+        let (taken, rest) = rest.split_at_mut_checked(bytes).ok_or(Error::Workspace)?;
+        self.rest = Some(rest);
+        let (elements, _) = <[T]>::mut_from_prefix_with_elems(taken, len).map_err(|_| Error::Workspace)?;
+        Ok(elements)
+    }
+}
+
+impl<'w> Workspace<'w> {
+    /// Bytes that a model of this shape needs.
+    #[must_use]
+    pub fn bytes(shape: &Shape) -> usize {
+        let mut carver = Carver { rest: None, used: 0 };
+        // Counting cannot fail.
+        let _ = Self::carve(shape, &mut carver);
+        carver.used
+    }
+
+    /// Divides `memory`, which is aligned to 8 bytes or more.
+    ///
+    /// # Errors
+    /// [`Error::Workspace`] if it is too small or not aligned.
+    pub fn new(shape: &Shape, memory: &'w mut [u8]) -> Result<Self, Error> {
+        Self::carve(shape, &mut Carver { rest: Some(memory), used: 0 })
+    }
+
+    fn carve(shape: &Shape, carver: &mut Carver<'w>) -> Result<Self, Error> {
+        let widest = shape.widest();
+        Ok(Self {
+            residual: carver.take(BATCH * shape.width)?,
+            wide: carver.take(widest)?,
+            queries: carver.take(BATCH * shape.queries())?,
+            keys: carver.take(BATCH * shape.keys())?,
+            values: carver.take(BATCH * shape.keys())?,
+            gate: carver.take(BATCH * shape.feed_forward)?,
+            up: carver.take(BATCH * shape.feed_forward)?,
+            rotations: carver.take(BATCH * shape.pairs)?,
+            logits: carver.take(shape.vocab)?,
+            scores: carver.take(shape.context)?,
+            sums: carver.take(BATCH * widest / BLOCK)?,
+            exponents: carver.take(BATCH)?,
+            words: carver.take(BATCH * widest)?,
+            weights: carver.take(shape.context)?,
+            key_cache: carver.take(shape.cached() * shape.head_dim)?,
+            value_cache: carver.take(shape.cached() * shape.head_dim)?,
+            key_exponents: carver.take(shape.cached())?,
+            value_exponents: carver.take(shape.cached())?,
+        })
+    }
+}
