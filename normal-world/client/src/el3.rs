@@ -1,0 +1,45 @@
+//! The EL3 service, as far as it serves the normal world.
+
+use alloc::{string::String, vec::Vec};
+
+use flexserve_abi::el3::{Counter, Status, fid};
+
+use crate::{Conduit, registers};
+
+/// Reads a counter. `None` if the service does not have it.
+pub fn counter(conduit: &mut impl Conduit, counter: Counter) -> Option<u64> {
+    let answer = conduit.call(registers(fid::STATS, &[counter as u64]));
+    (Status::from_code(answer[0]) == Some(Status::Success)).then_some(answer[1])
+}
+
+/// Every counter that the service has, by name.
+pub fn counters(conduit: &mut impl Conduit) -> Vec<(String, u64)> {
+    Counter::ALL
+        .into_iter()
+        .filter_map(|(index, name)| Some((String::from(name), counter(conduit, index)?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Registers;
+
+    struct Fake;
+
+    impl Conduit for Fake {
+        fn call(&mut self, r: Registers) -> Registers {
+            assert_eq!(r[0], u64::from(fid::STATS));
+            match r[1] {
+                0 => registers(0, &[11]),
+                1 => registers(0, &[22]),
+                _ => registers(0, &[]).map(|_| Status::NotSupported.code()),
+            }
+        }
+    }
+
+    #[test]
+    fn counters_that_exist_are_named() {
+        assert_eq!(counters(&mut Fake), [("granules_lent".into(), 11), ("granules_returned".into(), 22)]);
+    }
+}
