@@ -1,0 +1,259 @@
+//! All images of a platform, from crates and TF-A to one flash image.
+
+use crate::{
+    elf::Image,
+    paths::{self, Paths},
+    platform::{Platform, Region},
+    process,
+    stamp::{Inputs, Stamp},
+    tfa,
+    toolchain::{self, Cross},
+};
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use flexserve_abi::{ffa, log::World};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+/// Where the image of a partition begins in its package (sptool's default, and `entrypoint-offset` in the manifests).
+const SP_IMAGE_OFFSET: u64 = 0x4000;
+/// A mebibyte.
+const MIB: u64 = 1 << 20;
+
+/// Images that are not to be built.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Replacements {
+    /// Use this ELF file instead of building the image (el3-svc: a static library). NAME is one of el3-svc, spmc, llm,
+    /// hostile, payload.
+    #[arg(long = "image", value_name = "NAME=FILE")]
+    list: Vec<Replacement>,
+}
+
+/// An image built elsewhere.
+#[derive(Clone, Debug)]
+struct Replacement {
+    name: String,
+    file: PathBuf,
+}
+
+impl FromStr for Replacement {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, file) = text.split_once('=').ok_or("expected NAME=FILE")?;
+        if !["el3-svc", "spmc", "llm", "hostile", "payload"].contains(&name) {
+            return Err(format!("no image is called {name:?}"));
+        }
+        Ok(Self { name: name.to_owned(), file: file.into() })
+    }
+}
+
+/// The images of a platform.
+pub struct Images {
+    /// BL1 and the firmware image package, as the machine's flash holds them.
+    pub flash: PathBuf,
+    /// ELF files whose defmt strings decode each world's log.
+    pub logs: Vec<(World, PathBuf)>,
+}
+
+/// The crates of the images that run at S-EL0 and below, or in the normal world.
+struct Elfs {
+    el3_service: PathBuf,
+    spmc: PathBuf,
+    llm: PathBuf,
+    hostile: PathBuf,
+    payload: PathBuf,
+}
+
+/// Builds whatever is not up to date.
+///
+/// # Errors
+///
+/// If a build fails, or an image does not fit its place.
+pub fn build(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Result<Images> {
+    let out = paths.platform(&platform.name);
+    fs::create_dir_all(&out)?;
+    let lock = File::create(out.join("lock"))?;
+    lock.lock().context("cannot lock the build folder")?;
+
+    let elfs = crates(paths, platform, replacements)?;
+    let raw = raw_images(platform, &elfs, &out)?;
+    let ingredients = tfa::Ingredients {
+        el3_service: &elfs.el3_service,
+        spmc: &raw.spmc,
+        payload: &raw.payload,
+        partitions: &raw.partitions,
+    };
+    let firmware = tfa::build(paths, platform, &ingredients)?;
+    let flash = flash(platform, &firmware, &raw, &out)?;
+    // BL31's ELF file may be replaced by a later build while a run still reads it: keep the one of this flash image.
+    let bl31 = out.join("bl31.elf");
+    paths::write_if_changed(&bl31, &fs::read(firmware.bl31_elf())?)?;
+    let logs = vec![
+        (World::El3, bl31),
+        (World::Spmc, elfs.spmc),
+        (World::LlmPartition, elfs.llm),
+        (World::HostilePartition, elfs.hostile),
+    ];
+    Ok(Images { flash, logs })
+}
+
+fn crates(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Result<Elfs> {
+    let elf = |name: &str, package: &str, target: &str| -> Result<PathBuf> {
+        if let Some(replacement) = replacements.list.iter().rev().find(|r| r.name == name) {
+            return Ok(std::path::absolute(&replacement.file)?);
+        }
+        let cross = Cross::find(&[target])?;
+        let library = name == "el3-svc";
+        let mut cargo = cross.bare_metal(paths, if library { "rustc" } else { "build" }, target);
+        cargo.args(["--release", "--package", package]).env("FLEXSERVE_PLATFORM", &platform.name);
+        if library {
+            cargo.args(["--crate-type", "staticlib"]);
+        }
+        let log = paths.platform(&platform.name).join(format!("log/{name}.log"));
+        process::step(&format!("Building {package}"), &mut cargo, &log)?;
+        let file = if library { format!("lib{}.a", package.replace('-', "_")) } else { package.to_owned() };
+        Ok(paths.bare_metal_target().join(target).join("release").join(file))
+    };
+    Ok(Elfs {
+        el3_service: elf("el3-svc", "flexserve-el3-svc", toolchain::SOFT_FLOAT)?,
+        spmc: elf("spmc", "flexserve-spmc", toolchain::SOFT_FLOAT)?,
+        llm: elf("llm", "flexserve-llm-partition", toolchain::SIMD)?,
+        hostile: elf("hostile", "flexserve-hostile-partition", toolchain::SIMD)?,
+        payload: elf("payload", "flexserve-payload", toolchain::SIMD)?,
+    })
+}
+
+struct RawImages {
+    spmc: PathBuf,
+    payload: PathBuf,
+    partitions: [(&'static str, Vec<u8>); 2],
+}
+
+fn raw_images(platform: &Platform, elfs: &Elfs, out: &Path) -> Result<RawImages> {
+    let map = &platform.map;
+    let behind_manifest =
+        |r: Region| Region { base: r.base + SP_IMAGE_OFFSET, size: r.size.saturating_sub(SP_IMAGE_OFFSET) };
+    let payload_place = Region { base: map.payload.base, size: 512 * MIB };
+    let raw = |name: &str, elf: &Path, place: Region| -> Result<Vec<u8>> {
+        let image = Image::read(elf)?;
+        image.check_place(name, place)?;
+        Ok(image.bytes)
+    };
+    let spmc = out.join("spmc.bin");
+    paths::write_if_changed(&spmc, &raw("the SPMC", &elfs.spmc, map.spmc)?)?;
+    let payload = out.join("payload.bin");
+    paths::write_if_changed(&payload, &raw("the payload", &elfs.payload, payload_place)?)?;
+    let llm = raw("the LLM partition", &elfs.llm, behind_manifest(map.llm_partition))?;
+    let hostile = raw("the hostile partition", &elfs.hostile, behind_manifest(map.hostile_partition))?;
+    Ok(RawImages { spmc, payload, partitions: [("llm", llm), ("hostile", hostile)] })
+}
+
+/// Packs the firmware image package and puts it behind BL1.
+fn flash(platform: &Platform, firmware: &tfa::Firmware, raw: &RawImages, out: &Path) -> Result<PathBuf> {
+    let mut parts = vec![
+        ("--tb-fw", firmware.file("bl2.bin")),
+        ("--soc-fw", firmware.file("bl31.bin")),
+        ("--rmm-fw", firmware.file("rmm.bin")),
+        ("--tos-fw", raw.spmc.clone()),
+        ("--nt-fw", raw.payload.clone()),
+    ];
+    for (variable, file) in &platform.firmware.device_trees {
+        let option = if variable.contains("TOS") { "--tos-fw-config" } else { "--tb-fw-config" };
+        parts.push((option, firmware.file(&format!("fdts/{}", file.replace(".dts", ".dtb")))));
+    }
+    let packages =
+        [(ffa::LLM_SERVICE, firmware.file("llm.pkg")), (ffa::PROBE_SERVICE, firmware.file("hostile.pkg"))];
+    let bl1 = firmware.file("bl1.bin");
+
+    let mut inputs = Inputs::default().file(&bl1)?;
+    for path in parts.iter().map(|p| &p.1).chain(packages.iter().map(|p| &p.1)) {
+        inputs = inputs.file(path)?;
+    }
+    let flash = out.join("flash.bin");
+    let stamp = Stamp::new(out.join("flash.stamp"), inputs);
+    if stamp.is_fresh() {
+        return Ok(flash);
+    }
+    stamp.clear()?;
+    let package = out.join("fip.bin");
+    let mut fiptool = process::command("fiptool");
+    fiptool.arg("create");
+    for (option, path) in &parts {
+        fiptool.arg(option).arg(path);
+    }
+    for (service, path) in &packages {
+        fiptool.arg("--blob").arg(format!("uuid={},file={}", uuid(*service), path.display()));
+    }
+    process::step("Packing the flash image", fiptool.arg(&package), &out.join("log/flash.log"))?;
+
+    let mut bytes = fs::read(&bl1)?;
+    let offset = usize::try_from(platform.firmware.flash.fip_offset)?;
+    if bytes.len() > offset {
+        bail!("BL1 has {} bytes, more than the {offset} before the firmware image package", bytes.len());
+    }
+    bytes.resize(offset, 0);
+    bytes.extend(fs::read(&package)?);
+    paths::write_atomically(&flash, &bytes)?;
+    stamp.set()?;
+    Ok(flash)
+}
+
+/// A UUID as text.
+pub fn uuid(value: u128) -> String {
+    let hex = format!("{value:032x}");
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_read_as_in_the_abi() {
+        assert_eq!(uuid(ffa::LLM_SERVICE), "6f1c2b6e-9d0a-4d0b-8a55-1f7c4e3a90d1");
+    }
+
+    #[test]
+    fn device_trees_say_what_abi_and_memory_map_say() {
+        let paths = Paths::find().unwrap();
+        let platform = Platform::load(&paths, "qemu-rme").unwrap();
+        let read = |name: &str| fs::read_to_string(platform.folder.join(name)).unwrap();
+        let (boot, core) = (read("tb_fw_config.dts"), read("spmc.dts"));
+        let partitions = [
+            ("llm.dts", ffa::LLM_PARTITION, ffa::LLM_SERVICE, platform.map.llm_partition),
+            ("hostile.dts", ffa::HOSTILE_PARTITION, ffa::PROBE_SERVICE, platform.map.hostile_partition),
+        ];
+        for (file, id, service, place) in partitions {
+            let manifest = read(file);
+            let bytes = service.to_be_bytes();
+            let words: Vec<String> = bytes
+                .chunks_exact(4)
+                .map(|c| format!("{:#010x}", u32::from_le_bytes(c.try_into().unwrap())))
+                .collect();
+            let has = |text: &str, what: String| assert!(text.contains(&what), "{file}: no {what}");
+            has(&manifest, format!("uuid = <{}>", words.join(" ")));
+            has(&manifest, format!("id = <{id:#x}>"));
+            has(&manifest, format!("load-address = <{:#010x}>", place.base));
+            has(&manifest, format!("entrypoint-offset = <{SP_IMAGE_OFFSET:#x}>"));
+            has(&manifest, format!("flexserve,memory-size = <{:#x}>", place.size - SP_IMAGE_OFFSET));
+            has(&boot, format!("uuid = \"{}\"", uuid(service)));
+            has(&boot, format!("load-address = <{:#010x}>", place.base));
+            has(&core, format!("id = <{id:#x}>"));
+            has(&core, format!("load_address = <0 {:#010x}>", place.base));
+            has(&core, format!("mem_size = <{:#x}>", place.size));
+        }
+        assert!(core.contains(&format!("load_address = <0 {:#010x}>", platform.map.spmc.base)));
+        assert!(core.contains(&format!("spmc_id = <{:#x}>", ffa::SPMC)));
+    }
+
+    #[test]
+    fn rejects_an_image_that_nobody_knows() {
+        assert!("bl2=x".parse::<Replacement>().is_err());
+        assert!("spmc".parse::<Replacement>().is_err());
+        assert_eq!("spmc=a=b".parse::<Replacement>().unwrap().file, PathBuf::from("a=b"));
+    }
+}

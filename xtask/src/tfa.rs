@@ -1,0 +1,224 @@
+//! TF-A: unpacked, patched and built by its own makefiles, with the EL3 service linked into BL31.
+
+use crate::{
+    download,
+    paths::{self, Paths},
+    platform::Platform,
+    process,
+    stamp::{Inputs, Stamp},
+};
+use anyhow::{Context as _, Result};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+/// What goes into TF-A's build.
+pub struct Ingredients<'a> {
+    /// The EL3 service as a static library.
+    pub el3_service: &'a Path,
+    /// The SPMC as a raw image.
+    pub spmc: &'a Path,
+    /// The normal world's image, raw.
+    pub payload: &'a Path,
+    /// Partitions, by their name in `sp_layout.json`, raw.
+    pub partitions: &'a [(&'static str, Vec<u8>)],
+}
+
+/// What comes out of it.
+pub struct Firmware {
+    folder: PathBuf,
+}
+
+impl Firmware {
+    /// A file of TF-A's build folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// BL31, with symbols and defmt's strings.
+    pub fn bl31_elf(&self) -> PathBuf {
+        self.folder.join("bl31/bl31.elf")
+    }
+}
+
+/// Builds everything below BL33; does nothing where nothing changed.
+///
+/// # Errors
+///
+/// If the source cannot be had, a patch does not apply, or a build fails.
+pub fn build(paths: &Paths, platform: &Platform, ingredients: &Ingredients) -> Result<Firmware> {
+    let out = paths.platform(&platform.name);
+    let source = source(paths, platform)?;
+    let sheets = sheets(platform, ingredients, &out)?;
+    let make = Make { platform, ingredients, source: &source, out: &out };
+    let firmware = Firmware { folder: make.build_folder().join("qemu/release") };
+
+    let mut flags = Inputs::default().text(&fs::read_to_string(out.join("tf-a.stamp"))?);
+    flags = flags.file(&platform.folder.join("tf-a.toml"))?;
+    let flags = flags.hash();
+
+    let mut inputs = Inputs::default().text(&flags);
+    for sheet in &sheets {
+        inputs = inputs.file(sheet)?;
+    }
+    let boot = Stamp::new(out.join("boot.stamp"), inputs);
+    if !boot.is_fresh() {
+        boot.clear()?;
+        make.forget_other_flags(&flags)?;
+        let log = out.join("log/tf-a-boot.log");
+        make.run(
+            "Building TF-A: BL1, BL2, RMM, SP packages",
+            &["bl1", "bl2", "rmm", "dtbs", "sp"],
+            None,
+            &log,
+        )?;
+        boot.set()?;
+    }
+
+    let script = paths.root.join("fvp/defmt.ld");
+    let inputs = Inputs::default().text(&flags).file(ingredients.el3_service)?.file(&script)?;
+    let runtime = Stamp::new(out.join("bl31.stamp"), inputs);
+    if !runtime.is_fresh() {
+        runtime.clear()?;
+        // make does not know that it depends on the library.
+        remove(&firmware.bl31_elf())?;
+        let libraries = format!(
+            "-Wl,-T,{} -Wl,--whole-archive {} -Wl,--no-whole-archive",
+            script.display(),
+            ingredients.el3_service.display()
+        );
+        let log = out.join("log/tf-a-bl31.log");
+        make.run("Building TF-A: BL31 with the EL3 service", &["bl31"], Some(&libraries), &log)?;
+        runtime.set()?;
+    }
+    Ok(firmware)
+}
+
+struct Make<'a> {
+    platform: &'a Platform,
+    ingredients: &'a Ingredients<'a>,
+    source: &'a Path,
+    out: &'a Path,
+}
+
+impl Make<'_> {
+    fn build_folder(&self) -> PathBuf {
+        self.out.join("tf-a-build")
+    }
+
+    /// make does not notice changed variables: what was built with others is removed.
+    fn forget_other_flags(&self, flags: &str) -> Result<()> {
+        let note = self.build_folder().join("flags");
+        if fs::read_to_string(&note).is_ok_and(|old| old == flags) {
+            return Ok(());
+        }
+        remove_folder(&self.build_folder())?;
+        fs::create_dir_all(self.build_folder())?;
+        Ok(fs::write(note, flags)?)
+    }
+
+    /// `libraries` goes through the environment: on the command line it would override what the makefiles add.
+    fn run(&self, what: &str, targets: &[&str], libraries: Option<&str>, log: &Path) -> Result<()> {
+        let mut make = process::command("make");
+        make.current_dir(self.source).args(targets);
+        make.arg(format!("-j{}", thread::available_parallelism().map_or(1, usize::from)));
+        for (name, value) in &self.platform.firmware.make {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            make.arg(format!("{name}={value}"));
+        }
+        let sheets = self.out.join("sp");
+        for (name, file) in &self.platform.firmware.device_trees {
+            assign(&mut make, name, &sheets.join(file));
+        }
+        assign(&mut make, "BUILD_BASE", &self.build_folder());
+        assign(&mut make, "SP_LAYOUT_FILE", &sheets.join("sp_layout.json"));
+        assign(&mut make, "BL32", self.ingredients.spmc);
+        assign(&mut make, "BL33", self.ingredients.payload);
+        for inherited in ["MAKEFLAGS", "MFLAGS", "CFLAGS", "LDFLAGS", "CPPFLAGS", "LDLIBS"] {
+            make.env_remove(inherited);
+        }
+        if let Some(libraries) = libraries {
+            make.env("LDLIBS", libraries);
+        }
+        process::step(what, &mut make, log)
+    }
+}
+
+fn assign(make: &mut Command, name: &str, path: &Path) {
+    make.arg(format!("{name}={}", path.display()));
+}
+
+/// The patched source tree.
+fn source(paths: &Paths, platform: &Platform) -> Result<PathBuf> {
+    let out = paths.platform(&platform.name);
+    let tree = out.join("tf-a");
+    let mut patches: Vec<PathBuf> = fs::read_dir(platform.folder.join("patches"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<_>>()?;
+    patches.sort();
+    let mut inputs = Inputs::default().text(download::TF_A_SHA256);
+    for patch in &patches {
+        inputs = inputs.file(patch)?;
+    }
+    let stamp = Stamp::new(out.join("tf-a.stamp"), inputs);
+    if stamp.is_fresh() {
+        return Ok(tree);
+    }
+    stamp.clear()?;
+    let archive = download::tf_a_source(paths)?;
+    remove_folder(&tree)?;
+    fs::create_dir_all(&tree)?;
+    let mut tar = process::command("tar");
+    tar.arg("--extract").arg("--strip-components=1").arg("--directory").arg(&tree).arg("--file").arg(archive);
+    process::step("Unpacking TF-A", &mut tar, &out.join("log/tf-a-unpack.log"))?;
+    for patch in &patches {
+        let mut apply = process::command("patch");
+        apply.current_dir(&tree).args(["--strip=1", "--batch", "--input"]).arg(patch);
+        let what = format!("Applying {}", patch.file_name().unwrap_or_default().display());
+        process::step(&what, &mut apply, &out.join("log/tf-a-patch.log"))?;
+    }
+    stamp.set()?;
+    Ok(tree)
+}
+
+/// Puts the device trees, the SP layout and the partitions' images into one folder, as TF-A's build wants them.
+fn sheets(platform: &Platform, ingredients: &Ingredients, out: &Path) -> Result<Vec<PathBuf>> {
+    let folder = out.join("sp");
+    fs::create_dir_all(&folder)?;
+    let mut sheets = Vec::new();
+    for entry in fs::read_dir(&platform.folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "dts" || e == "json") {
+            let copy = folder.join(path.file_name().expect("an entry of a folder has a name"));
+            let contents = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            paths::write_if_changed(&copy, &contents)?;
+            sheets.push(copy);
+        }
+    }
+    for (name, image) in ingredients.partitions {
+        let path = folder.join(format!("{name}.bin"));
+        paths::write_if_changed(&path, image)?;
+        sheets.push(path);
+    }
+    sheets.sort();
+    Ok(sheets)
+}
+
+fn remove(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
