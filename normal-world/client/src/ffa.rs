@@ -317,7 +317,7 @@ pub fn regions(pages: &[u64]) -> Vec<ConstituentMemRegion> {
     for &address in pages {
         match regions.last_mut() {
             Some(last) if last.address + u64::from(last.page_cnt) * PAGE_SIZE == address => {
-                last.page_cnt += 1
+                last.page_cnt += 1;
             }
             _ => regions.push(ConstituentMemRegion { address, page_cnt: 1 }),
         }

@@ -1,2 +1,38 @@
-//! flexserve-payload
+//! A bare-metal normal world (BL33, NS-EL2).
+//!
+//! It plays both parts that the system has to get along with: the OS that lends memory to the LLM partition and serves a
+//! prompt, and the OS that attacks what it has lent.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+mod attack;
+#[cfg(target_os = "none")]
+mod cores;
+#[cfg(target_os = "none")]
+mod disk;
+#[cfg(target_os = "none")]
+mod exceptions;
+#[cfg(target_os = "none")]
+mod fw_cfg;
+#[cfg(target_os = "none")]
+mod heap;
+#[cfg(target_os = "none")]
+mod machine;
+#[cfg(target_os = "none")]
+mod mmu;
+#[cfg(target_os = "none")]
+mod prompt;
+#[cfg(target_os = "none")]
+mod record;
+#[cfg(target_os = "none")]
+mod session;
+#[cfg(target_os = "none")]
+mod system;
+#[cfg(target_os = "none")]
+mod timer;
+
+#[cfg(not(target_os = "none"))]
 fn main() {}

@@ -1,0 +1,183 @@
+//! Attacks on what has been lent and on the secure world's own memory, while the model is resident.
+//!
+//! Three attackers: the normal world's kernel by plain accesses, from every core; the same by calls; and a hostile
+//! secure partition. Each try is one record; whoever reads them fails the run if one did not end in a fault or a refusal.
+
+use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
+
+use flexserve_abi::{
+    GRANULE_SIZE,
+    el3::{Gpi, fid},
+    ffa::{EndpointId, PROBE_SERVICE},
+    probe::Op,
+};
+use flexserve_client::{
+    Conduit,
+    ffa::{Function, Region, Transfer},
+    job::{Attack, Record, Target},
+    probe::{self, Outcome},
+    registers,
+};
+
+use crate::{
+    cores,
+    exceptions::{self, Fault},
+    record,
+    session::Session,
+    system::System,
+};
+
+/// First address that this world's tables do not reach: such a target is an address of the secure world's own map.
+const END_OF_MAP: u64 = 1 << 39;
+/// `RMI_GRANULE_DELEGATE` (Arm DEN0137): the normal world gives a granule to the Realm world.
+const RMI_GRANULE_DELEGATE: u32 = 0xc400_0151;
+
+/// Tries everything.
+///
+/// # Errors
+///
+/// An attacker could not be started. That an attack succeeds is no error here, its record says so.
+pub fn run(system: &mut System, session: &Session, targets: &[Target]) -> Result<(), String> {
+    let mut places = lent_places(session);
+    places.extend(targets.iter().map(|target| (target.name.clone(), target.base)));
+    for core in 0..cores::count() {
+        by_access(core, &places)?;
+    }
+    by_call(system, session, targets);
+    by_partition(system, session, &places)
+}
+
+/// Granules worth attacking: three of a model segment, one of the working memory.
+fn lent_places(session: &Session) -> Vec<(String, u64)> {
+    let mut places = Vec::new();
+    if let Some(segment) = session.lent.get(1) {
+        let pages = &segment.pages;
+        for (which, page) in
+            [("first", pages[0]), ("middle", pages[pages.len() / 2]), ("last", pages[pages.len() - 1])]
+        {
+            places.push((format!("{which} lent granule"), page));
+        }
+    }
+    if let Some(workspace) = session.lent.last() {
+        places.push(("workspace granule".to_owned(), workspace.pages[workspace.pages.len() / 2]));
+    }
+    places
+}
+
+/// Loads, stores and branches at NS-EL2 on one core.
+fn by_access(core: usize, places: &[(String, u64)]) -> Result<(), String> {
+    for (name, address) in places.iter().filter(|(_, address)| *address < END_OF_MAP) {
+        let address = *address;
+        report_access(core, "read", name, cores::run(core, move || exceptions::read(address).map(drop))?);
+        // SAFETY: the address belongs to another world. If the write goes through, the system is broken, and the record
+        // and the model's answer show it.
+        let written = cores::run(core, move || unsafe { exceptions::write(address, 0x5a5a_5a5a) })?;
+        report_access(core, "write", name, written);
+        // SAFETY: as above.
+        let executed = cores::run(core, move || unsafe { exceptions::execute(address) })?;
+        report_access(core, "execute", name, executed);
+    }
+    Ok(())
+}
+
+fn report_access(core: usize, what: &str, name: &str, outcome: Result<(), Fault>) {
+    let fault = outcome.err();
+    record::emit(&Record::Attack(Attack {
+        name: format!("{what} {name}"),
+        world: "NS-EL2".to_owned(),
+        core: core as u32,
+        esr: fault.map_or(0, |fault| fault.esr),
+        far: fault.map_or(0, |fault| fault.far),
+        faulted: fault.is_some_and(Fault::is_abort),
+    }));
+}
+
+fn report_call(world: &str, name: String, refused: bool) {
+    record::emit(&Record::Attack(Attack {
+        name,
+        world: world.to_owned(),
+        faulted: refused,
+        ..Attack::default()
+    }));
+}
+
+/// Calls to EL3, the SPMC and the RMM that would lead around the protection.
+fn by_call(system: &mut System, session: &Session, targets: &[Target]) {
+    const WORLD: &str = "NS-EL2";
+    let Some(segment) = session.lent.get(1) else { return };
+    let page = segment.pages[0];
+    let region = Region { address: page, page_cnt: 1 };
+    let to = session.partition;
+
+    let refused = system.ffa.reclaim(segment.handle).is_err();
+    report_call(WORLD, "FFA_MEM_RECLAIM of a handle that the partition holds".to_owned(), refused);
+
+    for (transfer, name) in [
+        (Transfer::Lend, "FFA_MEM_LEND of a lent granule"),
+        (Transfer::Share, "FFA_MEM_SHARE of a lent granule"),
+        (Transfer::Donate, "FFA_MEM_DONATE of a lent granule"),
+    ] {
+        let refused = system.ffa.transfer(transfer, to, &[region]).is_err();
+        report_call(WORLD, name.to_owned(), refused);
+    }
+    for target in targets {
+        for (transfer, name) in [(Transfer::Lend, "FFA_MEM_LEND"), (Transfer::Share, "FFA_MEM_SHARE")] {
+            let region = Region { address: target.base & !(GRANULE_SIZE as u64 - 1), page_cnt: 1 };
+            let refused = system.ffa.transfer(transfer, to, &[region]).is_err();
+            report_call(WORLD, format!("{name} of {}", target.name), refused);
+        }
+    }
+
+    report_call(WORLD, "FFA_RXTX_MAP over a lent granule".to_owned(), map_buffer_over(system, page));
+
+    for gpi in [Gpi::NonSecure, Gpi::Secure] {
+        let call = registers(fid::GRANULE_SET, &[page, 1, gpi as u64]);
+        let refused = system.ffa.conduit().call(call)[0] != 0;
+        report_call(WORLD, format!("GRANULE_SET of a lent granule to {gpi:?}"), refused);
+    }
+    if targets.iter().any(|target| target.name == "rmm") {
+        let refused = system.ffa.conduit().call(registers(RMI_GRANULE_DELEGATE, &[page]))[0] != 0;
+        report_call(WORLD, "RMI_GRANULE_DELEGATE of a lent granule".to_owned(), refused);
+    }
+}
+
+/// Tries to make a lent granule the RX buffer, into which the SPMC writes; answers whether that was refused.
+fn map_buffer_over(system: &mut System, page: u64) -> bool {
+    let (tx, rx) = system.buffers;
+    let mut refused = system.ffa.unmap_buffers().is_ok();
+    for (tx, rx) in [(tx, page), (page, rx)] {
+        if system.ffa.simple(Function::RxTxMap64, &[tx, rx, 1]).is_ok() {
+            refused = false;
+            let _ = system.ffa.unmap_buffers();
+        }
+    }
+    refused & system.ffa.map_buffers(tx, rx).is_ok()
+}
+
+/// The hostile secure partition: accesses from S-EL0, and calls to the SPMC and to EL3.
+fn by_partition(system: &mut System, session: &Session, places: &[(String, u64)]) -> Result<(), String> {
+    let hostile = system
+        .ffa
+        .find_partition(PROBE_SERVICE)
+        .map_err(|e| format!("looking for the hostile partition, which --attack loads: {e}"))?;
+    for (name, address) in places {
+        for (op, what) in [(Op::Read, "read"), (Op::Write, "write"), (Op::Execute, "execute")] {
+            let refused = send(system, hostile, op, *address)? == Outcome::Aborted;
+            report_call("S-EL0", format!("{what} {name}"), refused);
+        }
+    }
+    for (index, lent) in session.lent.iter().enumerate() {
+        let refused = send(system, hostile, Op::Retrieve, lent.handle)? != Outcome::Answered(0);
+        report_call("S-EL0", format!("FFA_MEM_RETRIEVE_REQ of handle {index} of the model"), refused);
+    }
+    if let Some((_, page)) = places.first() {
+        let refused = send(system, hostile, Op::GranuleSet, *page)? != Outcome::Answered(0);
+        report_call("S-EL0", "GRANULE_SET of a lent granule".to_owned(), refused);
+    }
+    Ok(())
+}
+
+fn send(system: &mut System, hostile: EndpointId, op: Op, argument: u64) -> Result<Outcome, String> {
+    probe::probe(&mut system.ffa, hostile, op, argument, &mut || {})
+        .map_err(|e| format!("asking the hostile partition for {op:?}: {e}"))
+}

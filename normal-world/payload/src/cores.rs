@@ -1,0 +1,134 @@
+//! The other cores: started by PSCI on first use, then given one task at a time.
+
+use alloc::{boxed::Box, string::String};
+use core::{
+    arch::asm,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use smccc::{Smc, psci};
+use spin::Mutex;
+
+use crate::mmu;
+
+/// Most cores that this program uses.
+pub const MAX_CORES: usize = 8;
+
+const STACK_SIZE: usize = 64 << 10;
+
+/// Work for another core.
+pub type Task = Box<dyn FnOnce() + Send>;
+
+struct Mailbox {
+    task: Mutex<Option<Task>>,
+    busy: AtomicBool,
+}
+
+static MAILBOXES: [Mailbox; MAX_CORES] =
+    [const { Mailbox { task: Mutex::new(None), busy: AtomicBool::new(false) } }; MAX_CORES];
+
+/// Cores that run, the boot core included.
+static STARTED: AtomicUsize = AtomicUsize::new(1);
+
+#[repr(C, align(16))]
+struct Stacks([[u8; STACK_SIZE]; MAX_CORES]);
+
+#[unsafe(link_section = ".stacks")]
+static mut STACKS: Stacks = Stacks([[0; STACK_SIZE]; MAX_CORES]);
+
+unsafe extern "C" {
+    fn secondary_entry();
+}
+
+/// Index of this core: affinity level 0.
+pub fn current() -> usize {
+    let mpidr: usize;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, mpidr_el1", out(reg) mpidr, options(nomem, nostack, preserves_flags)) };
+    (mpidr & 0xff).min(MAX_CORES - 1)
+}
+
+/// Starts every core of the machine; answers how many run.
+pub fn start_all() -> usize {
+    for core in 1..MAX_CORES {
+        let top = (&raw mut STACKS).cast::<u8>().wrapping_add((core + 1) * STACK_SIZE);
+        let entry = secondary_entry as *const () as u64;
+        // A machine with fewer cores has no such MPIDR.
+        if psci::cpu_on::<Smc>(core as u64, entry, top as u64).is_err() {
+            break;
+        }
+        while STARTED.load(Ordering::Acquire) <= core {
+            core::hint::spin_loop();
+        }
+    }
+    count()
+}
+
+/// Cores that run.
+pub fn count() -> usize {
+    STARTED.load(Ordering::Acquire)
+}
+
+/// Gives `core` a task; answers at once.
+///
+/// # Errors
+///
+/// There is no such core.
+pub fn begin(core: usize, task: Task) -> Result<(), String> {
+    if core == 0 || core >= count() {
+        return Err(alloc::format!("there is no core {core} to give work to"));
+    }
+    wait(core);
+    let mailbox = &MAILBOXES[core];
+    *mailbox.task.lock() = Some(task);
+    mailbox.busy.store(true, Ordering::Release);
+    signal();
+    Ok(())
+}
+
+/// Waits until `core` has done its task.
+pub fn wait(core: usize) {
+    while MAILBOXES[core].busy.load(Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+}
+
+/// Runs a task on `core` and waits for its end.
+///
+/// # Errors
+///
+/// There is no such core.
+pub fn run<T: Send + 'static>(core: usize, task: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    if core == current() {
+        return Ok(task());
+    }
+    let result = alloc::sync::Arc::new(Mutex::new(None));
+    let slot = result.clone();
+    begin(core, Box::new(move || *slot.lock() = Some(task())))?;
+    wait(core);
+    let value = result.lock().take();
+    value.ok_or_else(|| alloc::format!("core {core} answered nothing"))
+}
+
+fn signal() {
+    // SAFETY: a barrier and an event.
+    unsafe { asm!("dsb ish", "sev", options(nostack, preserves_flags)) };
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn secondary_main() -> ! {
+    mmu::adopt();
+    let mailbox = &MAILBOXES[current()];
+    STARTED.fetch_add(1, Ordering::AcqRel);
+    loop {
+        while !mailbox.busy.load(Ordering::Acquire) {
+            // SAFETY: waits for an event.
+            unsafe { asm!("wfe", options(nomem, nostack, preserves_flags)) };
+        }
+        let task = mailbox.task.lock().take();
+        if let Some(task) = task {
+            task();
+        }
+        mailbox.busy.store(false, Ordering::Release);
+    }
+}

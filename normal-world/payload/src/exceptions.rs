@@ -1,0 +1,150 @@
+//! Exceptions at NS-EL2: the ones that a probe provokes are recorded and skipped, every other one ends the run.
+
+use core::{
+    arch::asm,
+    fmt,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+use crate::cores::{self, MAX_CORES};
+
+/// What `entry.S` saves on the stack.
+#[repr(C)]
+struct Frame {
+    x: [u64; 31],
+    elr: u64,
+    spsr: u64,
+    vector: u64,
+}
+
+const _: () = assert!(size_of::<Frame>() == 272);
+
+/// "Synchronous, current exception level with SP_ELx" in the vector table.
+const SYNCHRONOUS_CURRENT: u64 = 4;
+/// ESR_ELx.EC of an instruction abort and of a data abort taken without a change of exception level.
+const INSTRUCTION_ABORT: u64 = 0x21;
+const DATA_ABORT: u64 = 0x25;
+
+/// A fault that a probe took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// ESR_EL2.
+    pub esr: u64,
+    /// FAR_EL2.
+    pub far: u64,
+}
+
+impl Fault {
+    /// Whether this is an instruction or data abort, as opposed to the undefined instruction that executing another
+    /// world's data would end in.
+    pub fn is_abort(self) -> bool {
+        matches!(self.esr >> 26, INSTRUCTION_ABORT | DATA_ABORT)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "esr {:#x} far {:#x}", self.esr, self.far)
+    }
+}
+
+/// A core's probe: whether one is under way, and what it met.
+struct Slot {
+    armed: AtomicBool,
+    taken: AtomicBool,
+    esr: AtomicU64,
+    far: AtomicU64,
+}
+
+static SLOTS: [Slot; MAX_CORES] = [const {
+    Slot {
+        armed: AtomicBool::new(false),
+        taken: AtomicBool::new(false),
+        esr: AtomicU64::new(0),
+        far: AtomicU64::new(0),
+    }
+}; MAX_CORES];
+
+unsafe extern "C" {
+    fn probe_read(address: u64) -> u64;
+    fn probe_write(address: u64, value: u64);
+    fn probe_execute(address: u64);
+}
+
+/// Reads 8 bytes at `address`.
+///
+/// # Errors
+///
+/// The fault that the read ended in.
+pub fn read(address: u64) -> Result<u64, Fault> {
+    // SAFETY: a fault is skipped by `exception`; a read that succeeds changes nothing (no device is probed).
+    guarded(|| unsafe { probe_read(address) })
+}
+
+/// Writes 8 bytes at `address`.
+///
+/// # Safety
+///
+/// The address lies in memory that this program owns, or the write is expected to fault.
+///
+/// # Errors
+///
+/// The fault that the write ended in.
+pub unsafe fn write(address: u64, value: u64) -> Result<(), Fault> {
+    // SAFETY: passed on to the caller.
+    guarded(|| unsafe { probe_write(address, value) })
+}
+
+/// Branches to `address`.
+///
+/// # Safety
+///
+/// The branch is expected to fault, or a function without arguments lies there.
+///
+/// # Errors
+///
+/// The fault that the branch ended in.
+pub unsafe fn execute(address: u64) -> Result<(), Fault> {
+    // SAFETY: passed on to the caller.
+    guarded(|| unsafe { probe_execute(address) })
+}
+
+fn guarded<T>(access: impl FnOnce() -> T) -> Result<T, Fault> {
+    let slot = &SLOTS[cores::current()];
+    slot.taken.store(false, Relaxed);
+    slot.armed.store(true, Relaxed);
+    let value = access();
+    slot.armed.store(false, Relaxed);
+    if slot.taken.load(Relaxed) {
+        Err(Fault { esr: slot.esr.load(Relaxed), far: slot.far.load(Relaxed) })
+    } else {
+        Ok(value)
+    }
+}
+
+/// Called by every vector.
+#[unsafe(no_mangle)]
+extern "C" fn exception(frame: &mut Frame) {
+    let (esr, far): (u64, u64);
+    // SAFETY: reads two registers.
+    unsafe {
+        asm!("mrs {}, esr_el2", "mrs {}, far_el2", out(reg) esr, out(reg) far, options(nomem, nostack));
+    }
+    let core = cores::current();
+    let slot = &SLOTS[core];
+    if frame.vector != SYNCHRONOUS_CURRENT || !slot.armed.swap(false, Relaxed) {
+        panic!(
+            "unexpected exception {} on core {core}: esr={esr:#x} far={far:#x} elr={:#x}",
+            frame.vector, frame.elr
+        );
+    }
+    slot.esr.store(esr, Relaxed);
+    slot.far.store(far, Relaxed);
+    slot.taken.store(true, Relaxed);
+    frame.elr = match esr >> 26 {
+        // The load or store of a probe: go on behind it.
+        DATA_ABORT => frame.elr + 4,
+        // A branch that arrived nowhere good: go back to where it came from.
+        _ => frame.x[30],
+    };
+}

@@ -1,0 +1,47 @@
+//! Start and end of the run.
+
+use alloc::{format, string::String};
+use core::panic::PanicInfo;
+
+use flexserve_client::job::{FW_CFG_NAME, Job};
+use smccc::{Smc, psci};
+
+use crate::{cores, fw_cfg, heap, mmu, prompt, record, timer};
+
+core::arch::global_asm!(include_str!("entry.S"));
+
+#[unsafe(no_mangle)]
+extern "C" fn payload_main() -> ! {
+    heap::init();
+    mmu::enable();
+    record::init();
+    timer::init();
+    if let Err(message) = run() {
+        record::error(message);
+    }
+    power_off()
+}
+
+fn run() -> Result<(), String> {
+    let job = fw_cfg::read_file(FW_CFG_NAME)?;
+    let job: Job =
+        serde_json::from_slice(&job).map_err(|e| format!("the job in {FW_CFG_NAME} is malformed: {e}"))?;
+    cores::start_all();
+    prompt::run(&job)
+}
+
+/// Ends the run.
+pub fn power_off() -> ! {
+    timer::disarm();
+    // Without PSCI there is no way to report either: stop here, the host's time limit speaks.
+    let _ = psci::system_off::<Smc>();
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    record::error(format!("the payload panicked: {info}"));
+    power_off()
+}

@@ -1,0 +1,193 @@
+//! The main job: a prompt is answered inside the secure world.
+
+use alloc::{format, string::String};
+use core::cell::RefCell;
+
+use flexserve_abi::service::Finish;
+use flexserve_client::{
+    el3,
+    job::{Done, Job, Record},
+    llm::{Prompt, Report},
+    ring::{Error, Ring, Text},
+};
+
+use crate::{
+    attack, record,
+    session::{Container, Session},
+    system::System,
+    timer,
+};
+
+/// Microseconds between two interrupts that take the core back from the partition.
+const PERIOD_US: u64 = 2000;
+/// Most tokens that one `NEXT` adds.
+const TOKENS_PER_CALL: u64 = 4;
+
+/// The answer as it comes.
+struct Answer<'a> {
+    ring: &'a mut Ring<'static>,
+    text: Text,
+    /// When the first and the last piece came.
+    first: Option<u64>,
+    last: u64,
+    preemptions: u64,
+    /// What was wrong with the ring, if something was.
+    broken: Option<Error>,
+}
+
+impl<'a> Answer<'a> {
+    fn new(ring: &'a mut Ring<'static>) -> Self {
+        Self { ring, text: Text::default(), first: None, last: 0, preemptions: 0, broken: None }
+    }
+
+    /// Takes what there is and sends it on.
+    fn drain(&mut self) {
+        match self.ring.read() {
+            Ok(bytes) if bytes.is_empty() => {}
+            Ok(bytes) => {
+                self.last = timer::now_ns();
+                self.first.get_or_insert(self.last);
+                send(self.text.push(&bytes));
+            }
+            Err(error) => self.broken = Some(error),
+        }
+    }
+
+    /// An interrupt has preempted the partition.
+    fn interrupted(&mut self) {
+        self.preemptions += 1;
+        timer::acknowledge();
+        self.drain();
+        timer::arm(PERIOD_US);
+    }
+
+    /// The answer is complete.
+    fn figures(mut self, started: u64, finish: Finish, report: Report) -> Result<Figures, String> {
+        if let Some(error) = self.broken {
+            return Err(format!("reading the answer: {error}"));
+        }
+        send(self.text.finish());
+        let first = self.first.unwrap_or(started);
+        Ok(Figures {
+            report,
+            finish,
+            ttft_ns: first - started,
+            decode_ns: self.last.saturating_sub(first),
+            preemptions: self.preemptions,
+        })
+    }
+}
+
+fn send(text: String) {
+    if !text.is_empty() {
+        record::emit(&Record::Text { text });
+    }
+}
+
+/// What an answer was, and how long it took.
+pub struct Figures {
+    /// The partition's own account.
+    pub report: Report,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Nanoseconds from the request to the first text.
+    pub ttft_ns: u64,
+    /// Nanoseconds from the first to the last text.
+    pub decode_ns: u64,
+    /// Times an interrupt preempted the partition.
+    pub preemptions: u64,
+}
+
+/// Runs the job.
+///
+/// # Errors
+///
+/// A sentence for the user: cause and remedy.
+pub fn run(job: &Job) -> Result<(), String> {
+    if job.max_tokens == 0 {
+        return Err("at least one token must be asked for: --max-tokens is 0".into());
+    }
+    let mut system = System::start()?;
+    let mut model = Container::open()?;
+    let (mut session, mut ring) = Session::open(&mut system, job.prompt.len(), job.context.into())?;
+    session.load(&mut system, &mut model)?;
+    let figures = answer(&mut system, &session, &mut ring, job, |system, session| {
+        if job.attack { attack::run(system, session, &job.targets) } else { Ok(()) }
+    })?;
+    let granules_lent = session.granules_lent;
+    let returned = session.close(&mut system)?;
+    record::emit(&Record::Done(Done {
+        prompt_tokens: figures.report.prompt_tokens,
+        output_tokens: figures.report.answer_tokens,
+        finish: finish_name(figures.finish).into(),
+        ttft_ns: figures.ttft_ns,
+        decode_ns: figures.decode_ns,
+        granules_lent,
+        granules_recalled: returned.granules,
+        granules_nonzero_after_recall: returned.nonzero,
+        preemptions: figures.preemptions,
+        el3: el3::counters(system.ffa.conduit()),
+        logits_sha256: hexadecimal(&figures.report.logits_sha256),
+    }));
+    Ok(())
+}
+
+/// Has the job's prompt answered; `between` runs once, in the middle of the answer.
+///
+/// # Errors
+///
+/// A sentence for the user.
+pub fn answer(
+    system: &mut System,
+    session: &Session,
+    ring: &mut Ring<'static>,
+    job: &Job,
+    between: impl FnOnce(&mut System, &Session) -> Result<(), String>,
+) -> Result<Figures, String> {
+    let prompt = Prompt {
+        offset: ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?,
+        length: job.prompt.len() as u64,
+        temperature: job.temperature,
+        top_p: job.top_p,
+        seed: job.seed,
+        max_tokens: job.max_tokens.into(),
+    };
+    let answer = RefCell::new(Answer::new(ring));
+    let mut interrupted = || answer.borrow_mut().interrupted();
+    let failed = |e| format!("answering the prompt: {e}");
+
+    let started = timer::now_ns();
+    timer::arm(PERIOD_US);
+    session.service(system, &mut interrupted).generate(session.id, &prompt).map_err(failed)?;
+    let mut between = Some(between);
+    let finish = loop {
+        timer::arm(PERIOD_US);
+        let step = session.service(system, &mut interrupted).next(session.id, TOKENS_PER_CALL);
+        timer::disarm();
+        timer::acknowledge();
+        answer.borrow_mut().drain();
+        if let Some(between) = between.take() {
+            between(system, session)?;
+        }
+        match step.map_err(failed)? {
+            (_, Finish::Running) => {}
+            (_, finish) => break finish,
+        }
+    };
+    let report = session.service(system, &mut || {}).status(session.id).map_err(failed)?;
+    let answer = answer.into_inner();
+    answer.figures(started, finish, report)
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Running => "running",
+        Finish::EndOfText => "end_of_text",
+        Finish::MaxTokens => "max_tokens",
+        Finish::ContextFull => "context_full",
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
