@@ -19,10 +19,14 @@
 extern crate std;
 
 pub mod activations;
+#[cfg(target_arch = "aarch64")]
+mod dotprod;
 pub mod format;
 pub mod isa;
 pub mod matmul;
 pub mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(feature = "pack")]
 pub mod pack;
 mod plain;

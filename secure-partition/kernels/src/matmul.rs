@@ -72,7 +72,7 @@ pub const fn scale(value: i64, shift: i32) -> i64 {
         value.saturating_add(1 << (shift - 1)) >> shift
     } else if value == 0 || shift == 0 {
         value
-    } else if -shift >= value.unsigned_abs().leading_zeros().cast_signed() {
+    } else if shift.saturating_neg() >= value.unsigned_abs().leading_zeros().cast_signed() {
         if value < 0 { i64::MIN } else { i64::MAX }
     } else {
         value << -shift

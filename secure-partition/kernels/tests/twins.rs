@@ -1,0 +1,141 @@
+//! Every kernel equals its plain twin, bit for bit: on random and on worst-case weights and activations, at shapes just
+//! inside and outside the edges of tiles.
+
+use flexserve_kernels::activations::{Activations, quantize};
+use flexserve_kernels::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
+use flexserve_kernels::isa::Isa;
+use flexserve_kernels::matmul::{matmul, scale};
+use flexserve_kernels::matrix::{MAX_COLS, Matrix};
+
+const FORMATS: [Format; 4] = [Format::Q4, Format::Q4Min, Format::Q8, Format::W12];
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+/// The instruction sets of this machine.
+fn isas() -> Vec<Isa> {
+    let mut isas = vec![Isa::BASELINE];
+    if Isa::detect() != Isa::BASELINE {
+        isas.push(Isa::detect());
+    }
+    isas
+}
+
+fn run(isa: Isa, weights: &Matrix, values: &[i64], frac: i32) -> Vec<i64> {
+    let (cols, tokens) = (weights.cols(), values.len() / weights.cols());
+    let (mut words, mut sums) = (vec![0; values.len()], vec![0; values.len() / BLOCK]);
+    let exponents: Vec<i32> = (0..tokens)
+        .map(|t| {
+            let words = &mut words[t * cols..][..cols];
+            let sums = &mut sums[t * cols / BLOCK..][..cols / BLOCK];
+            quantize(isa.layout(), &values[t * cols..][..cols], 0, words, sums)
+        })
+        .collect();
+    let x = Activations::new(&words, &sums, &exponents, cols);
+    let mut out = vec![i64::MIN; tokens * weights.rows()];
+    matmul(isa, weights, 0..weights.groups(), &x, frac, |t, row, y| out[t * weights.rows() + row] = y);
+    out
+}
+
+/// The definition in the documentation of `format`, column by column.
+fn definition(weights: &Matrix, values: &[i64], frac: i32) -> Vec<i64> {
+    let cols = weights.cols();
+    let mut out = Vec::new();
+    for values in values.chunks(cols) {
+        let (mut words, mut sums) = (vec![0; cols], vec![0; cols / BLOCK]);
+        let exponent = quantize(Isa::PLAIN.layout(), values, 0, &mut words, &mut sums);
+        for row in 0..weights.rows() {
+            let mut sum = 0;
+            let shift = weights.decode_row(row, |c, value| sum += value * i64::from(words[c]));
+            out.push(scale(sum, shift.saturating_add(exponent).saturating_sub(frac)));
+        }
+    }
+    out
+}
+
+fn check(format: Format, rows: usize, cols: usize, bytes: &[u8], values: &[i64]) {
+    let weights = Matrix::new(format, rows, cols, bytes).unwrap();
+    let plain = run(Isa::PLAIN, &weights, values, 24);
+    assert_eq!(plain, definition(&weights, values, 24), "{format:?} {rows} x {cols}");
+    for isa in isas() {
+        assert_eq!(run(isa, &weights, values, 24), plain, "{isa:?} {format:?} {rows} x {cols}");
+    }
+}
+
+#[test]
+fn random_weights() {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    for format in FORMATS {
+        for rows in [1, 7, 8, 9, 31] {
+            for cols in [32, 64, 96, 576] {
+                for tokens in [1, 2, 3, 4, 5, 8, 9] {
+                    let bytes: Vec<u8> =
+                        (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
+                    let values: Vec<i64> = (0..tokens * cols)
+                        .map(|_| random.next().cast_signed() >> (random.next() % 64))
+                        .collect();
+                    check(format, rows, cols, &bytes, &values);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn extremes_of_every_field() {
+    for format in FORMATS {
+        for fill in [0x80, 0x7f, 0x88, 0x77, 0xff, 0x00] {
+            for sign in [1, -1] {
+                let cols = 1024;
+                let mut bytes = vec![fill; format.packed_bytes(GROUP, cols).unwrap()];
+                // Shifts that keep the sums in sight.
+                bytes[..4 * GROUP].fill(0);
+                check(format, GROUP, cols, &bytes, &vec![sign * i64::MAX; 5 * cols]);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_sum_of_the_widest_row_is_exact() {
+    let cols = MAX_COLS;
+    let mut block = vec![0xff; SCALES];
+    block.chunks_exact_mut(2).for_each(|scale| scale.copy_from_slice(&i16::MIN.to_le_bytes()));
+    block.resize(SCALES + OCTETS, 0x80);
+    block.resize(Format::W12.block_bytes(), 0x88);
+    let mut bytes = vec![0; 4 * GROUP];
+    (0..cols / BLOCK).for_each(|_| bytes.extend_from_slice(&block));
+    // Rounds to the largest mantissa, 2^14, with exponent -6.
+    let values = vec![(1 << 20) - 1; cols];
+    check(Format::W12, GROUP, cols, &bytes, &values);
+    let weights = Matrix::new(Format::W12, GROUP, cols, &bytes).unwrap();
+    let sum = cols as i64 * 32768 * 2056 * (1 << 14);
+    assert_eq!(run(Isa::PLAIN, &weights, &values, -6), [sum; GROUP]);
+}
+
+#[test]
+fn shapes_are_checked() {
+    let bytes = vec![0; 4096];
+    assert!(Matrix::new(Format::Q8, 8, 32, &bytes[..304]).is_ok());
+    assert!(Matrix::new(Format::Q8, 8, 32, &bytes[..303]).is_err());
+    assert!(Matrix::new(Format::Vector, 1, 32, &bytes).is_err());
+    assert!(Matrix::new(Format::Q4, 8, 33, &bytes).is_err());
+    assert!(Matrix::new(Format::Q4, 8, MAX_COLS + 32, &vec![0; 1 << 20]).is_err());
+}
+
+#[test]
+fn scaling_rounds_halves_up_and_saturates() {
+    assert_eq!([scale(3, 1), scale(-3, 1), scale(5, 2), scale(-1, 63)], [2, -1, 1, 0]);
+    assert_eq!([scale(1, -62), scale(1, -63), scale(-1, -63)], [1 << 62, i64::MAX, i64::MIN]);
+    assert_eq!([scale(i64::MAX, 1), scale(0, i32::MIN), scale(7, i32::MAX)], [i64::MAX >> 1, 0, 0]);
+    assert_eq!(scale(1, i32::MIN), i64::MAX);
+}
