@@ -1,7 +1,7 @@
 //! The secure worlds' logs: symbols on the secure UART, taken apart by world and decoded by defmt's tables.
 
 use anyhow::{Context as _, Result};
-use defmt_decoder::{DecodeError, Locations, StreamDecoder, Table};
+use defmt_decoder::{DecodeError, StreamDecoder, Table};
 use flexserve_abi::log::{Decoder, Output, World};
 use std::{fs, path::PathBuf};
 
@@ -28,20 +28,16 @@ pub struct Line {
 }
 
 impl Line {
-    /// Whether a secure world has given up. Their panic handlers log `panic at <file>:<line>` as an error.
+    /// Whether a secure world has given up: their panic handlers log `panic at <file>:<line>` as an error, and TF-A's
+    /// crash report is plain text.
     pub fn is_panic(&self) -> bool {
-        self.severity == Severity::Error && self.text.contains("panic")
+        let text = self.text.to_lowercase();
+        self.severity == Severity::Error && (text.contains("panic") || text.contains("unhandled exception"))
     }
 }
 
 /// defmt's tables, read from the images' ELF files.
-pub struct Tables(Vec<WorldTable>);
-
-struct WorldTable {
-    world: World,
-    table: Table,
-    locations: Option<Locations>,
-}
+pub struct Tables(Vec<(World, Table)>);
 
 impl Tables {
     /// Reads the tables of these images. An image without log statements has none.
@@ -54,10 +50,7 @@ impl Tables {
         for (world, path) in images {
             let elf = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             let table = Table::parse(&elf).with_context(|| format!("defmt's table in {}", path.display()))?;
-            if let Some(table) = table {
-                let locations = table.get_locations(&elf).ok().filter(|l| !l.is_empty());
-                tables.push(WorldTable { world: *world, table, locations });
-            }
+            tables.extend(table.map(|table| (*world, table)));
         }
         Ok(Self(tables))
     }
@@ -65,14 +58,9 @@ impl Tables {
     /// A reader of one run's secure UART.
     pub fn reader(&self) -> Reader<'_> {
         let streams = World::ALL.map(|(world, label)| {
-            let known = self.0.iter().find(|t| t.world == world);
-            Stream {
-                world,
-                label,
-                decoder: known.map(|t| t.table.new_stream_decoder() as Box<dyn StreamDecoder>),
-                locations: known.and_then(|t| t.locations.as_ref()),
-                lost: false,
-            }
+            let known = self.0.iter().find(|(w, _)| *w == world);
+            let decoder = known.map(|(_, table)| table.new_stream_decoder() as Box<dyn StreamDecoder>);
+            Stream { world, label, decoder, lost: false }
         });
         Reader { symbols: Decoder::default(), streams, plain: Vec::new() }
     }
@@ -89,7 +77,6 @@ struct Stream<'t> {
     world: World,
     label: &'static str,
     decoder: Option<Box<dyn StreamDecoder + 't>>,
-    locations: Option<&'t Locations>,
     /// A frame was malformed, and the user knows.
     lost: bool,
 }
@@ -133,14 +120,8 @@ impl Stream<'_> {
         decoder.received(&[byte]);
         match decoder.decode() {
             Ok(frame) => {
-                let place = self.locations.and_then(|l| l.get(&frame.index()));
-                let place = place.map(|l| {
-                    let file = l.file.file_name().unwrap_or_default().display();
-                    format!("  [{}/{file}:{}]", l.module, l.line)
-                });
                 let severity = severity(frame.level().map(|l| l.as_str()));
-                let text = format!("{}{}", frame.display_message(), place.unwrap_or_default());
-                Some(Line { label, severity, text })
+                Some(Line { label, severity, text: frame.display_message().to_string() })
             }
             Err(DecodeError::UnexpectedEof) => None,
             Err(DecodeError::Malformed) => lost("part of the log is garbled"),
