@@ -39,3 +39,8 @@ impl Op {
         })
     }
 }
+
+/// The Realm world's attacker: a call of TF-A's test RMM, patched in (`fvp/qemu-rme/patches`). Forwarded by BL31 as any RMI
+/// call is. `(x1: 0 = read, 1 = write, 2 = execute, x2: address) -> (x0: 0, x1: ESR_EL2, x2: FAR_EL2)`, both zero if
+/// nothing faulted.
+pub const REALM_PROBE: u32 = 0xC400_018F;
