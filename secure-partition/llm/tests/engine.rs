@@ -1,0 +1,118 @@
+//! The engine on a tiny model: the same bits however the work is divided, and no panic whatever the weights are.
+
+mod common;
+
+use common::{Container, Content, Random, VOCAB, container, model};
+use flexserve_kernels::isa::Isa;
+use flexserve_llm::{Engine, Error, workspace_bytes};
+
+const CONTEXT: usize = 80;
+
+/// Aligned memory.
+fn memory(bytes: usize, fill: u64) -> Vec<u64> {
+    vec![fill; bytes.div_ceil(8)]
+}
+
+fn as_bytes(memory: &mut [u64]) -> &mut [u8] {
+    zerocopy::IntoBytes::as_mut_bytes(memory)
+}
+
+fn tokens(count: usize) -> Vec<u32> {
+    let mut random = Random(7);
+    (0..count).map(|_| (random.next() % VOCAB as u64) as u32).collect()
+}
+
+/// Logits behind the last token, after adding `tokens` in pieces of `step`.
+fn logits(container: &Container, isa: Isa, tokens: &[u32], step: usize, fill: u64) -> Vec<i32> {
+    let segments = container.segments();
+    let model = model(&segments);
+    let mut memory = memory(workspace_bytes(model.manifest().params(), CONTEXT), fill);
+    let mut engine = Engine::new(model, as_bytes(&mut memory), CONTEXT, isa).unwrap();
+    for piece in tokens.chunks(step) {
+        engine.prefill(piece).unwrap();
+    }
+    assert_eq!(engine.position(), tokens.len());
+    engine.logits().to_vec()
+}
+
+#[test]
+fn steps_of_any_size_give_the_same_bits() {
+    let container = container(Content::Sane, 1);
+    let tokens = tokens(67);
+    let whole = logits(&container, Isa::BASELINE, &tokens, tokens.len(), 0);
+    assert!(whole.iter().any(|&l| l != whole[0]), "a model that says nothing");
+    assert!(whole.iter().all(|&l| l.unsigned_abs() < 1 << 28), "a model that saturates: {whole:?}");
+    for step in [1, 2, 5, 31, 32, 33, 64] {
+        assert_eq!(logits(&container, Isa::BASELINE, &tokens, step, 0), whole, "steps of {step}");
+    }
+}
+
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    let container = container(Content::Sane, 2);
+    let tokens = tokens(43);
+    let plain = logits(&container, Isa::PLAIN, &tokens, 40, 0);
+    for isa in [Isa::BASELINE, Isa::detect()] {
+        assert_eq!(logits(&container, isa, &tokens, 40, 0), plain, "{isa:?}");
+    }
+}
+
+#[test]
+fn what_the_workspace_held_does_not_matter() {
+    let container = container(Content::Sane, 3);
+    let tokens = tokens(5);
+    let zeros = logits(&container, Isa::BASELINE, &tokens, 5, 0);
+    assert_eq!(logits(&container, Isa::BASELINE, &tokens, 5, u64::MAX), zeros);
+}
+
+#[test]
+fn scores_are_the_logits_of_every_step() {
+    let container = container(Content::Sane, 4);
+    let segments = container.segments();
+    let model = model(&segments);
+    let mut memory = memory(workspace_bytes(model.manifest().params(), CONTEXT), 0);
+    let mut engine = Engine::new(model, as_bytes(&mut memory), CONTEXT, Isa::BASELINE).unwrap();
+    let tokens = tokens(40);
+    let mut scores = Vec::new();
+    engine
+        .score(&tokens, |index, logits| {
+            assert_eq!(index, scores.len());
+            scores.push(logits.to_vec());
+        })
+        .unwrap();
+    engine.reset();
+    for (token, scores) in tokens.iter().zip(&scores) {
+        assert_eq!(engine.decode(*token).unwrap(), scores);
+    }
+}
+
+#[test]
+fn any_weights_are_survived() {
+    for seed in 1..40 {
+        let container = container(Content::Hostile, seed);
+        let tokens = tokens(9);
+        let whole = logits(&container, Isa::BASELINE, &tokens, 9, 0);
+        assert_eq!(logits(&container, Isa::PLAIN, &tokens, 1, 0), whole);
+    }
+}
+
+#[test]
+fn limits_are_errors() {
+    let container = container(Content::Sane, 5);
+    let segments = container.segments();
+    let model = model(&segments);
+    let bytes = workspace_bytes(model.manifest().params(), CONTEXT);
+    let mut memory = memory(bytes + 8, 0);
+    let memory = as_bytes(&mut memory);
+    let new = |memory: &mut [u8], context| Engine::new(model, memory, context, Isa::BASELINE).map(|_| ());
+    assert_eq!(new(&mut memory[..bytes], 0), Err(Error::Context));
+    assert_eq!(new(&mut memory[..bytes - 1], CONTEXT), Err(Error::Workspace));
+    assert_eq!(new(&mut memory[1..=bytes], CONTEXT), Err(Error::Workspace));
+    let mut engine = Engine::new(model, &mut memory[..bytes], CONTEXT, Isa::BASELINE).unwrap();
+    assert_eq!(engine.prefill(&[]), Err(Error::NoTokens));
+    assert_eq!(engine.decode(VOCAB as u32), Err(Error::Token(VOCAB as u32)));
+    assert_eq!(engine.prefill(&[0; CONTEXT + 1]), Err(Error::ContextFull));
+    assert_eq!(engine.position(), 0);
+    assert!(engine.prefill(&[0; CONTEXT]).is_ok());
+    assert_eq!(engine.decode(0), Err(Error::ContextFull));
+}
