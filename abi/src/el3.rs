@@ -11,6 +11,11 @@ pub mod fid {
     /// The register layout and the statuses are those of `GPI_SET` in Arm FIRME 1.0 (DEN0149): `x3[3:0]` is the
     /// target GPI, the other bits are zero.
     pub const GRANULE_SET: u32 = 0xC300_0002;
+    /// `(x1: attributes, x2..x17: ranges) -> (x0: status, x1: granules done)`. From the Secure world.
+    ///
+    /// `GRANULE_SET` for up to 16 ranges, in order. A range is its base (4 KB aligned, bits `[63:12]`) and its count of
+    /// granules (bits `[11:0]`, 1 to 4095); a register of zero ends the list. All ranges are checked before any moves.
+    pub const GRANULE_SET_LIST: u32 = 0xC300_0003;
     /// State of one granule: `(x1: base) -> (x0: status, x1: GPI)`. From the Secure world for any granule of a
     /// lendable bank; the normal world learns its own granules' state and is denied the others'.
     pub const GRANULE_GET: u32 = 0xC300_0004;
@@ -21,8 +26,11 @@ pub mod fid {
 /// What `VERSION` answers: major in `[31:16]`, minor in `[15:0]`.
 pub const VERSION: u32 = 1 << 16;
 
-/// Most granules that one `GRANULE_SET` moves before it answers [`Status::Incomplete`].
+/// Most granules that one `GRANULE_SET` or `GRANULE_SET_LIST` moves before it answers [`Status::Incomplete`].
 pub const BATCH_LIMIT: u64 = 512;
+
+/// Most ranges of one `GRANULE_SET_LIST`.
+pub const LIST_LIMIT: usize = 16;
 
 /// Status of an EL3 call, in x0 as a signed 64-bit integer (FIRME 1.0, return codes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! The calls of [`flexserve_abi::el3`]: who may make them, what they check, what they answer.
 #![forbid(unsafe_code)]
 
-use crate::protection::{GranuleProtection, MoveError, Moved};
+use crate::protection::{GranuleProtection, MoveError};
 use core::sync::atomic::{AtomicU64, Ordering};
 use flexserve_abi::{
     GRANULE_SIZE,
-    el3::{BATCH_LIMIT, Counter, Feature, Gpi, Status, VERSION, fid},
+    el3::{BATCH_LIMIT, Counter, Feature, Gpi, LIST_LIMIT, Status, VERSION, fid},
 };
 use flexserve_platform::Region;
 
@@ -20,13 +20,13 @@ pub enum Caller {
     Realm,
 }
 
-/// One call: the function and its first three arguments. The others are ignored.
+/// One call.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     /// Function identifier, from w0.
     pub fid: u32,
-    /// x1, x2, x3, none of them proven.
-    pub args: [u64; 3],
+    /// x1 to x17, none of them proven.
+    pub args: [u64; 17],
 }
 
 /// What x0 and x1 hold when the call returns. The other registers keep the caller's values.
@@ -55,11 +55,12 @@ impl<P: GranuleProtection> Service<P> {
 
     /// Answers one call. Takes bounded time: at most [`BATCH_LIMIT`] granules move.
     pub fn handle(&self, caller: Caller, call: Call) -> Reply {
-        let [x1, x2, x3] = call.args;
+        let [x1, x2, x3, ..] = call.args;
         let reply = match (call.fid, caller) {
             (fid::VERSION, _) => Reply(u64::from(VERSION), 0),
             (fid::FEATURES, _) => self.feature(x1),
             (fid::GRANULE_SET, Caller::Secure) => self.granule_set(x1, x2, x3),
+            (fid::GRANULE_SET_LIST, Caller::Secure) => self.granule_set_list(x1, &call.args[1..]),
             (fid::GRANULE_GET, Caller::Secure | Caller::NonSecure) => self.granule_get(caller, x1),
             (fid::STATS, _) => self.stats(x1),
             _ => Status::NotSupported.into(),
@@ -106,31 +107,72 @@ impl<P: GranuleProtection> Service<P> {
     }
 
     fn granule_set(&self, base: u64, count: u64, attributes: u64) -> Reply {
-        let Some(range) = Range::check(base, count, self.lendable) else {
-            return Status::InvalidParameters.into();
-        };
-        let to_secure = match u8::try_from(attributes).ok().and_then(Gpi::from_bits) {
-            Some(Gpi::Secure) => true,
-            Some(Gpi::NonSecure) => false,
-            _ => return Status::InvalidParameters.into(),
-        };
-        let wanted = range.count.min(BATCH_LIMIT);
-        let Moved { done, error } = if to_secure {
-            self.protection.lend(range.base, wanted)
-        } else {
-            self.protection.give_back(range.base, wanted)
-        };
-        let status = match error {
-            Some(MoveError::NotOwned) => Status::Denied,
-            Some(MoveError::NotCovered) => Status::InvalidParameters,
-            None if wanted < range.count => Status::Incomplete,
-            None => Status::Success,
-        };
+        match (Target::check(attributes), Range::check(base, count, self.lendable)) {
+            (Some(target), Some(range)) => self.transfer(target, &[range]),
+            _ => Status::InvalidParameters.into(),
+        }
+    }
+
+    fn granule_set_list(&self, attributes: u64, list: &[u64]) -> Reply {
+        const COUNT: u64 = GRANULE_SIZE as u64 - 1;
+        let mut ranges = [Range { base: 0, count: 0 }; LIST_LIMIT];
+        let mut used = 0;
+        for (proven, word) in ranges.iter_mut().zip(list.iter().take_while(|word| **word != 0)) {
+            match Range::check(word & !COUNT, word & COUNT, self.lendable) {
+                Some(range) => *proven = range,
+                None => return Status::InvalidParameters.into(),
+            }
+            used += 1;
+        }
+        match Target::check(attributes) {
+            Some(target) if used > 0 => self.transfer(target, &ranges[..used]),
+            _ => Status::InvalidParameters.into(),
+        }
+    }
+
+    /// Moves ranges in order, up to the batch limit.
+    fn transfer(&self, target: Target, ranges: &[Range]) -> Reply {
+        let mut done = 0;
+        let mut status = Status::Success;
+        for range in ranges {
+            let wanted = range.count.min(BATCH_LIMIT - done);
+            let moved = match target {
+                Target::Secure => self.protection.lend(range.base, wanted),
+                Target::NonSecure => self.protection.give_back(range.base, wanted),
+            };
+            done += moved.done;
+            status = match moved.error {
+                Some(MoveError::NotOwned) => Status::Denied,
+                Some(MoveError::NotCovered) => Status::InvalidParameters,
+                None if wanted < range.count => Status::Incomplete,
+                None => continue,
+            };
+            break;
+        }
         if done > 0 {
-            self.count(if to_secure { Counter::Lent } else { Counter::Returned }, done);
+            let counter = if target == Target::Secure { Counter::Lent } else { Counter::Returned };
+            self.count(counter, done);
             self.count(Counter::Batches, 1);
         }
         Reply(status.code(), done)
+    }
+}
+
+/// The world that granules go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    Secure,
+    NonSecure,
+}
+
+impl Target {
+    /// Proves an attributes register: bits `[3:0]` are a GPI, the others zero.
+    fn check(attributes: u64) -> Option<Self> {
+        match Gpi::from_bits(u8::try_from(attributes).ok()?)? {
+            Gpi::Secure => Some(Self::Secure),
+            Gpi::NonSecure => Some(Self::NonSecure),
+            _ => None,
+        }
     }
 }
 
@@ -154,6 +196,7 @@ impl Range {
 mod tests {
     extern crate std;
     use super::*;
+    use crate::protection::Moved;
     use proptest::prelude::*;
     use std::{collections::BTreeSet, sync::Mutex};
 
@@ -193,17 +236,22 @@ mod tests {
         }
     }
 
+    fn call(fid: u32, args: &[u64]) -> Call {
+        let mut registers = [0; 17];
+        registers[..args.len()].copy_from_slice(args);
+        Call { fid, args: registers }
+    }
+
     fn service() -> Service<Fake> {
         Service::new(Fake::default(), &[BANK])
     }
 
     fn set(service: &Service<Fake>, base: u64, count: u64, gpi: Gpi) -> Reply {
-        service.handle(Caller::Secure, Call { fid: fid::GRANULE_SET, args: [base, count, gpi as u64] })
+        service.handle(Caller::Secure, call(fid::GRANULE_SET, &[base, count, gpi as u64]))
     }
 
     fn stat(service: &Service<Fake>, counter: Counter) -> u64 {
-        let call = Call { fid: fid::STATS, args: [counter as u64, 0, 0] };
-        service.handle(Caller::NonSecure, call).1
+        service.handle(Caller::NonSecure, call(fid::STATS, &[counter as u64])).1
     }
 
     #[test]
@@ -218,7 +266,7 @@ mod tests {
     fn only_the_secure_world_moves_granules() {
         let s = service();
         for caller in [Caller::NonSecure, Caller::Realm] {
-            let call = Call { fid: fid::GRANULE_SET, args: [BANK.base, 1, Gpi::Secure as u64] };
+            let call = call(fid::GRANULE_SET, &[BANK.base, 1, Gpi::Secure as u64]);
             assert_eq!(s.handle(caller, call), Status::NotSupported.into());
         }
         assert_eq!(stat(&s, Counter::Refused), 2);
@@ -236,7 +284,7 @@ mod tests {
     #[test]
     fn the_normal_world_learns_the_state_of_its_own_granules_only() {
         let s = service();
-        let get = |caller, base| s.handle(caller, Call { fid: fid::GRANULE_GET, args: [base, 0, 0] });
+        let get = |caller, base| s.handle(caller, call(fid::GRANULE_GET, &[base]));
         set(&s, BANK.base, 1, Gpi::Secure);
         assert_eq!(get(Caller::Secure, BANK.base), Reply(0, Gpi::Secure as u64));
         assert_eq!(get(Caller::NonSecure, BANK.base), Status::Denied.into());
@@ -271,9 +319,39 @@ mod tests {
     fn only_the_two_worlds_are_targets() {
         let s = service();
         for attributes in (0..=0x1f).filter(|a| *a != 8 && *a != 9).chain([0x108, 1 << 63]) {
-            let call = Call { fid: fid::GRANULE_SET, args: [BANK.base, 1, attributes] };
+            let call = call(fid::GRANULE_SET, &[BANK.base, 1, attributes]);
             assert_eq!(s.handle(Caller::Secure, call), Status::InvalidParameters.into(), "{attributes:#x}");
         }
+    }
+
+    fn list(service: &Service<Fake>, ranges: &[u64], gpi: Gpi) -> Reply {
+        let args: std::vec::Vec<u64> = [gpi as u64].into_iter().chain(ranges.iter().copied()).collect();
+        service.handle(Caller::Secure, call(fid::GRANULE_SET_LIST, &args))
+    }
+
+    #[test]
+    fn a_list_moves_its_ranges_in_order_up_to_the_batch_limit() {
+        let s = service();
+        let scattered: std::vec::Vec<u64> = (0..16).map(|i| BANK.base + i * 0x3000 + 2).collect();
+        assert_eq!(list(&s, &scattered, Gpi::Secure), Reply(0, 32));
+        assert_eq!(list(&s, &scattered[..3], Gpi::NonSecure), Reply(0, 6));
+        assert_eq!(list(&s, &scattered[2..5], Gpi::NonSecure), Reply(Status::Denied.code(), 0));
+        assert_eq!(list(&s, &[scattered[3], scattered[0]], Gpi::NonSecure), Reply(Status::Denied.code(), 2));
+        let far = BANK.base + 0x10_0000;
+        let more = list(&s, &[far + 500, far + 0x20_0000 + 100], Gpi::Secure);
+        assert_eq!(more, Reply(Status::Incomplete.code(), BATCH_LIMIT));
+    }
+
+    #[test]
+    fn a_list_with_one_bad_range_moves_nothing() {
+        let s = service();
+        let invalid = Reply(Status::InvalidParameters.code(), 0);
+        for bad in [BANK.end() + 1, BANK.base, BANK.end() - 0x1000 + 2, 1, u64::MAX] {
+            assert_eq!(list(&s, &[BANK.base + 1, bad], Gpi::Secure), invalid, "{bad:#x}");
+        }
+        assert_eq!(list(&s, &[], Gpi::Secure), invalid);
+        assert_eq!(list(&s, &[BANK.base + 1], Gpi::Realm), invalid);
+        assert!(s.protection.0.lock().unwrap().is_empty());
     }
 
     proptest! {
@@ -291,9 +369,9 @@ mod tests {
             for (fid, caller, x1, x2, x3) in calls {
                 let caller = [Caller::Secure, Caller::NonSecure, Caller::Realm][usize::from(caller)];
                 let before = s.protection.0.lock().unwrap().len();
-                let reply = s.handle(caller, Call { fid, args: [x1, x2, x3] });
+                let reply = s.handle(caller, call(fid, &[x1, x2, x3]));
                 let after = s.protection.0.lock().unwrap().len();
-                if fid != fid::GRANULE_SET || caller != Caller::Secure {
+                if ![fid::GRANULE_SET, fid::GRANULE_SET_LIST].contains(&fid) || caller != Caller::Secure {
                     prop_assert_eq!(before, after);
                 } else {
                     prop_assert!(Status::from_code(reply.0).is_some());

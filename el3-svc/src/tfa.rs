@@ -55,9 +55,9 @@ unsafe extern "C" fn init() -> i32 {
 /// The handler. `handle` is the caller's saved context, whose first words are x0, x1, … (`CTX_GPREGS_OFFSET` is 0).
 unsafe extern "C" fn handle(
     fid: u32,
-    x1: u64,
-    x2: u64,
-    x3: u64,
+    _x1: u64,
+    _x2: u64,
+    _x3: u64,
     _x4: u64,
     _cookie: *mut c_void,
     handle: *mut u64,
@@ -69,12 +69,12 @@ unsafe extern "C" fn handle(
         1 => Caller::NonSecure,
         _ => Caller::Realm,
     };
-    let reply = SERVICE.handle(caller, Call { fid, args: [x1, x2, x3] });
-    // SAFETY: BL31 passes the context that it will restore, and nothing else refers to it meanwhile.
-    unsafe {
-        handle.write(reply.0);
-        handle.add(1).write(reply.1);
-    }
+    // SAFETY: BL31 passes the context that it will restore, at least x0 to x30, and nothing else refers to it meanwhile.
+    let registers = unsafe { &mut *handle.cast::<[u64; 18]>() };
+    let [_, args @ ..] = *registers;
+    let reply = SERVICE.handle(caller, Call { fid, args });
+    registers[0] = reply.0;
+    registers[1] = reply.1;
     handle
 }
 
