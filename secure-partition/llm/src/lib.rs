@@ -2,7 +2,10 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`tokenizer`] | from text to tokens and back |
+//! | [`chat`] | the model's chat template |
 //! | [`engine`] | from tokens to logits |
+//! | [`sampler`] | from logits to a token |
 //! | [`workspace`] | the memory that it needs, carved out of one slice |
 //! | [`error`] | why it cannot go on |
 //! | `weights` | the container's tensors as the kernels take them |
@@ -15,11 +18,14 @@
 extern crate std;
 
 mod attention;
+pub mod chat;
 pub mod engine;
 pub mod error;
 mod fixed;
 mod norm;
 mod rope;
+pub mod sampler;
+pub mod tokenizer;
 mod weights;
 pub mod workspace;
 
