@@ -1,7 +1,7 @@
 //! Attacks on what has been lent and on the secure world's own memory, while the model is resident.
 //!
-//! Three attackers: the normal world's kernel by plain accesses, from every core; the same by calls; and a hostile
-//! secure partition. Each try is one record; whoever reads them fails the run if one did not end in a fault or a refusal.
+//! Four attackers: the normal world's kernel by plain accesses, from every core; the same by calls; the Realm world's
+//! monitor; and a hostile secure partition. Each try is one record; whoever reads them fails the run if one did not end in a fault or a refusal.
 
 use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 
@@ -9,7 +9,7 @@ use flexserve_abi::{
     GRANULE_SIZE,
     el3::{Gpi, fid},
     ffa::{EndpointId, PROBE_SERVICE},
-    probe::Op,
+    probe::{Op, REALM_PROBE},
 };
 use flexserve_client::{
     Conduit,
@@ -32,6 +32,11 @@ const END_OF_MAP: u64 = 1 << 39;
 /// `RMI_GRANULE_DELEGATE` (Arm DEN0137): the normal world gives a granule to the Realm world.
 const RMI_GRANULE_DELEGATE: u32 = 0xc400_0151;
 
+/// The world of this program.
+const NS_EL2: &str = "NS-EL2";
+/// Name of the target that says there is a Realm world.
+const RMM: &str = "rmm";
+
 /// Tries everything.
 ///
 /// # Errors
@@ -44,6 +49,11 @@ pub fn run(system: &mut System, session: &Session, targets: &[Target]) -> Result
         by_access(core, &places)?;
     }
     by_call(system, session, targets);
+    if targets.iter().any(|target| target.name == RMM) {
+        by_realm(system, &places)?;
+    }
+    // Its own image is the one place that the hostile partition may reach.
+    places.retain(|(name, _)| name != "hostile_partition");
     by_partition(system, session, &places)
 }
 
@@ -68,23 +78,38 @@ fn lent_places(session: &Session) -> Vec<(String, u64)> {
 fn by_access(core: usize, places: &[(String, u64)]) -> Result<(), String> {
     for (name, address) in places.iter().filter(|(_, address)| *address < END_OF_MAP) {
         let address = *address;
-        report_access(core, "read", name, cores::run(core, move || exceptions::read(address).map(drop))?);
+        let read = cores::run(core, move || exceptions::read(address).map(drop))?;
+        report_access(NS_EL2, core, "read", name, read.err());
         // SAFETY: the address belongs to another world. If the write goes through, the system is broken, and the record
         // and the model's answer show it.
         let written = cores::run(core, move || unsafe { exceptions::write(address, 0x5a5a_5a5a) })?;
-        report_access(core, "write", name, written);
+        report_access(NS_EL2, core, "write", name, written.err());
         // SAFETY: as above.
         let executed = cores::run(core, move || unsafe { exceptions::execute(address) })?;
-        report_access(core, "execute", name, executed);
+        report_access(NS_EL2, core, "execute", name, executed.err());
     }
     Ok(())
 }
 
-fn report_access(core: usize, what: &str, name: &str, outcome: Result<(), Fault>) {
-    let fault = outcome.err();
+/// The same at R-EL2, by a call of the test RMM that exists for this.
+fn by_realm(system: &mut System, places: &[(String, u64)]) -> Result<(), String> {
+    for (name, address) in places.iter().filter(|(name, address)| name != RMM && *address < END_OF_MAP) {
+        for (kind, what) in [(0, "read"), (1, "write"), (2, "execute")] {
+            let answer = system.ffa.conduit().call(registers(REALM_PROBE, &[kind, *address]));
+            let [0, esr, far, ..] = answer else {
+                return Err(format!("the RMM does not know the attack tests' call: x0 = {:#x}", answer[0]));
+            };
+            let fault = Fault { esr, far };
+            report_access("R-EL2", 0, what, name, (esr != 0).then_some(fault));
+        }
+    }
+    Ok(())
+}
+
+fn report_access(world: &str, core: usize, what: &str, name: &str, fault: Option<Fault>) {
     record::emit(&Record::Attack(Attack {
         name: format!("{what} {name}"),
-        world: "NS-EL2".to_owned(),
+        world: world.to_owned(),
         core: core as u32,
         esr: fault.map_or(0, |fault| fault.esr),
         far: fault.map_or(0, |fault| fault.far),
@@ -103,14 +128,13 @@ fn report_call(world: &str, name: String, refused: bool) {
 
 /// Calls to EL3, the SPMC and the RMM that would lead around the protection.
 fn by_call(system: &mut System, session: &Session, targets: &[Target]) {
-    const WORLD: &str = "NS-EL2";
     let Some(segment) = session.lent.get(1) else { return };
     let page = segment.pages[0];
     let region = Region { address: page, page_cnt: 1 };
     let to = session.partition;
 
     let refused = system.ffa.reclaim(segment.handle).is_err();
-    report_call(WORLD, "FFA_MEM_RECLAIM of a handle that the partition holds".to_owned(), refused);
+    report_call(NS_EL2, "FFA_MEM_RECLAIM of a handle that the partition holds".to_owned(), refused);
 
     for (transfer, name) in [
         (Transfer::Lend, "FFA_MEM_LEND of a lent granule"),
@@ -118,26 +142,26 @@ fn by_call(system: &mut System, session: &Session, targets: &[Target]) {
         (Transfer::Donate, "FFA_MEM_DONATE of a lent granule"),
     ] {
         let refused = system.ffa.transfer(transfer, to, &[region]).is_err();
-        report_call(WORLD, name.to_owned(), refused);
+        report_call(NS_EL2, name.to_owned(), refused);
     }
     for target in targets {
         for (transfer, name) in [(Transfer::Lend, "FFA_MEM_LEND"), (Transfer::Share, "FFA_MEM_SHARE")] {
             let region = Region { address: target.base & !(GRANULE_SIZE as u64 - 1), page_cnt: 1 };
             let refused = system.ffa.transfer(transfer, to, &[region]).is_err();
-            report_call(WORLD, format!("{name} of {}", target.name), refused);
+            report_call(NS_EL2, format!("{name} of {}", target.name), refused);
         }
     }
 
-    report_call(WORLD, "FFA_RXTX_MAP over a lent granule".to_owned(), map_buffer_over(system, page));
+    report_call(NS_EL2, "FFA_RXTX_MAP over a lent granule".to_owned(), map_buffer_over(system, page));
 
     for gpi in [Gpi::NonSecure, Gpi::Secure] {
         let call = registers(fid::GRANULE_SET, &[page, 1, gpi as u64]);
         let refused = system.ffa.conduit().call(call)[0] != 0;
-        report_call(WORLD, format!("GRANULE_SET of a lent granule to {gpi:?}"), refused);
+        report_call(NS_EL2, format!("GRANULE_SET of a lent granule to {gpi:?}"), refused);
     }
-    if targets.iter().any(|target| target.name == "rmm") {
+    if targets.iter().any(|target| target.name == RMM) {
         let refused = system.ffa.conduit().call(registers(RMI_GRANULE_DELEGATE, &[page]))[0] != 0;
-        report_call(WORLD, "RMI_GRANULE_DELEGATE of a lent granule".to_owned(), refused);
+        report_call(NS_EL2, "RMI_GRANULE_DELEGATE of a lent granule".to_owned(), refused);
     }
 }
 

@@ -6,7 +6,7 @@ use core::panic::PanicInfo;
 use flexserve_client::job::{FW_CFG_NAME, Job};
 use smccc::{Smc, psci};
 
-use crate::{cores, fw_cfg, heap, mmu, prompt, record, timer};
+use crate::{cores, fw_cfg, heap, mmu, prompt, record, tests, timer};
 
 core::arch::global_asm!(include_str!("entry.S"));
 
@@ -27,7 +27,7 @@ fn run() -> Result<(), String> {
     let job: Job =
         serde_json::from_slice(&job).map_err(|e| format!("the job in {FW_CFG_NAME} is malformed: {e}"))?;
     cores::start_all();
-    prompt::run(&job)
+    if job.tests.is_empty() { prompt::run(&job) } else { tests::run(&job) }
 }
 
 /// Ends the run.

@@ -32,7 +32,11 @@ mod session;
 #[cfg(target_os = "none")]
 mod system;
 #[cfg(target_os = "none")]
+mod tests;
+#[cfg(target_os = "none")]
 mod timer;
+#[cfg(target_os = "none")]
+mod vectors;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

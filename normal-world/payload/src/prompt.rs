@@ -18,26 +18,47 @@ use crate::{
     timer,
 };
 
-/// Microseconds between two interrupts that take the core back from the partition.
-const PERIOD_US: u64 = 2000;
-/// Most tokens that one `NEXT` adds.
-const TOKENS_PER_CALL: u64 = 4;
+/// How an answer is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// Microseconds between two interrupts that take the core back from the partition.
+    pub period_us: u64,
+    /// Most tokens that one `NEXT` adds.
+    pub tokens_per_call: u64,
+    /// Whether the text goes to the host as it comes.
+    pub stream: bool,
+}
+
+/// How a prompt of the host's is answered.
+pub const STREAM: Mode = Mode { period_us: 2000, tokens_per_call: 4, stream: true };
 
 /// The answer as it comes.
 struct Answer<'a> {
     ring: &'a mut Ring<'static>,
     text: Text,
+    /// All of the text so far.
+    whole: String,
     /// When the first and the last piece came.
     first: Option<u64>,
     last: u64,
     preemptions: u64,
     /// What was wrong with the ring, if something was.
     broken: Option<Error>,
+    mode: Mode,
 }
 
 impl<'a> Answer<'a> {
-    fn new(ring: &'a mut Ring<'static>) -> Self {
-        Self { ring, text: Text::default(), first: None, last: 0, preemptions: 0, broken: None }
+    fn new(ring: &'a mut Ring<'static>, mode: Mode) -> Self {
+        Self {
+            ring,
+            text: Text::default(),
+            whole: String::new(),
+            first: None,
+            last: 0,
+            preemptions: 0,
+            broken: None,
+            mode,
+        }
     }
 
     /// Takes what there is and sends it on.
@@ -47,7 +68,8 @@ impl<'a> Answer<'a> {
             Ok(bytes) => {
                 self.last = timer::now_ns();
                 self.first.get_or_insert(self.last);
-                send(self.text.push(&bytes));
+                let text = self.text.push(&bytes);
+                self.send(text);
             }
             Err(error) => self.broken = Some(error),
         }
@@ -58,7 +80,14 @@ impl<'a> Answer<'a> {
         self.preemptions += 1;
         timer::acknowledge();
         self.drain();
-        timer::arm(PERIOD_US);
+        timer::arm(self.mode.period_us);
+    }
+
+    fn send(&mut self, text: String) {
+        self.whole.push_str(&text);
+        if self.mode.stream && !text.is_empty() {
+            record::emit(&Record::Text { text });
+        }
     }
 
     /// The answer is complete.
@@ -66,9 +95,11 @@ impl<'a> Answer<'a> {
         if let Some(error) = self.broken {
             return Err(format!("reading the answer: {error}"));
         }
-        send(self.text.finish());
+        let rest = self.text.finish();
+        self.send(rest);
         let first = self.first.unwrap_or(started);
         Ok(Figures {
+            text: self.whole,
             report,
             finish,
             ttft_ns: first - started,
@@ -78,14 +109,10 @@ impl<'a> Answer<'a> {
     }
 }
 
-fn send(text: String) {
-    if !text.is_empty() {
-        record::emit(&Record::Text { text });
-    }
-}
-
 /// What an answer was, and how long it took.
 pub struct Figures {
+    /// The answer.
+    pub text: String,
     /// The partition's own account.
     pub report: Report,
     /// Why it ended.
@@ -111,7 +138,7 @@ pub fn run(job: &Job) -> Result<(), String> {
     let mut model = Container::open()?;
     let (mut session, mut ring) = Session::open(&mut system, job.prompt.len(), job.context.into())?;
     session.load(&mut system, &mut model)?;
-    let figures = answer(&mut system, &session, &mut ring, job, |system, session| {
+    let figures = answer(&mut system, &session, &mut ring, job, STREAM, |system, session| {
         if job.attack { attack::run(system, session, &job.targets) } else { Ok(()) }
     })?;
     let granules_lent = session.granules_lent;
@@ -142,6 +169,7 @@ pub fn answer(
     session: &Session,
     ring: &mut Ring<'static>,
     job: &Job,
+    mode: Mode,
     between: impl FnOnce(&mut System, &Session) -> Result<(), String>,
 ) -> Result<Figures, String> {
     let prompt = Prompt {
@@ -152,17 +180,17 @@ pub fn answer(
         seed: job.seed,
         max_tokens: job.max_tokens.into(),
     };
-    let answer = RefCell::new(Answer::new(ring));
+    let answer = RefCell::new(Answer::new(ring, mode));
     let mut interrupted = || answer.borrow_mut().interrupted();
     let failed = |e| format!("answering the prompt: {e}");
 
     let started = timer::now_ns();
-    timer::arm(PERIOD_US);
+    timer::arm(mode.period_us);
     session.service(system, &mut interrupted).generate(session.id, &prompt).map_err(failed)?;
     let mut between = Some(between);
     let finish = loop {
-        timer::arm(PERIOD_US);
-        let step = session.service(system, &mut interrupted).next(session.id, TOKENS_PER_CALL);
+        timer::arm(mode.period_us);
+        let step = session.service(system, &mut interrupted).next(session.id, mode.tokens_per_call);
         timer::disarm();
         timer::acknowledge();
         answer.borrow_mut().drain();

@@ -12,9 +12,9 @@ use flexserve_client::{
     ffa::{self, Ffa, Transfer},
     scatter::Scatter,
 };
-use flexserve_platform::{LENDABLE, PAYLOAD_BASE};
+use flexserve_platform::{DRAM, LENDABLE, PAYLOAD_BASE};
 
-use crate::mmu;
+use crate::{fw_cfg, mmu};
 
 /// Pages of each of the RX/TX buffers: 4095 constituents a fragment.
 const BUFFER_PAGES: usize = 16;
@@ -144,12 +144,14 @@ fn is_zero(page: u64) -> bool {
     unsafe { words.read_volatile() }.iter().all(|&word| word == 0)
 }
 
-/// The lendable banks without this program's image.
+/// The lendable banks as far as this machine has memory there, without this program's image.
 fn free_banks() -> Vec<(u64, u64)> {
     let (image, image_end) = (PAYLOAD_BASE, mmu::image_end_address());
+    let ram_end = DRAM.base + fw_cfg::ram_size();
     let mut banks = vec![];
     for bank in LENDABLE {
-        for (start, end) in [(bank.base, bank.end().min(image)), (bank.base.max(image_end), bank.end())] {
+        let end = bank.end().min(ram_end);
+        for (start, end) in [(bank.base, end.min(image)), (bank.base.max(image_end), end)] {
             if start < end {
                 banks.push((start, end - start));
             }

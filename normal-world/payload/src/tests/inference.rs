@@ -1,0 +1,249 @@
+//! Answers from one loaded model.
+
+use alloc::{format, string::String, sync::Arc, vec};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use flexserve_abi::{
+    ffa::{LLM_SERVICE, NORMAL_WORLD, UuidRegisters},
+    service::{Finish, Op, Status},
+};
+use flexserve_client::{
+    ffa::{Code, Error as FfaError, Ffa, Function},
+    job::Job,
+    llm::{Error, Llm, Prompt},
+    registers,
+};
+
+use super::{Bench, ensure, messages::refused};
+use crate::{
+    cores,
+    prompt::{self, Figures, Mode},
+    system::Smc,
+    timer,
+    vectors::{self, Vectors},
+};
+
+/// The prompt that these tests ask, and how much they want to hear.
+fn question(max_tokens: u32) -> Job {
+    Job { prompt: "What is the capital of France?".into(), max_tokens, top_p: 1 << 16, ..Job::default() }
+}
+
+/// Rarely preempted: in practice once a second.
+const CALM: Mode = Mode { period_us: 1_000_000, tokens_per_call: 4, stream: false };
+/// Preempted every 100 microseconds.
+const HECTIC: Mode = Mode { period_us: 100, tokens_per_call: 1, stream: false };
+
+fn answer(bench: &mut Bench, job: &Job, mode: Mode) -> Result<Figures, String> {
+    let (system, session, ring) = bench.load()?;
+    prompt::answer(system, session, ring, job, mode, |_, _| Ok(()))
+}
+
+fn same(a: &Figures, b: &Figures) -> bool {
+    a.text == b.text && a.report.logits_sha256 == b.report.logits_sha256 && a.finish == b.finish
+}
+
+/// An answer that the timer interrupts all the time has the same text and the same logits as a calm one.
+pub fn preempted_answer_is_the_same(bench: &mut Bench) -> Result<(), String> {
+    let job = question(8);
+    let calm = answer(bench, &job, CALM)?;
+    let hectic = answer(bench, &job, HECTIC)?;
+    ensure!(calm.report.answer_tokens > 0 && !calm.text.is_empty(), "the calm answer is empty");
+    ensure!(hectic.preemptions >= 10, "only {} interrupts preempted the partition", hectic.preemptions);
+    ensure!(same(&calm, &hectic), "{:?} calm, {:?} interrupted", calm.text, hectic.text);
+    Ok(())
+}
+
+/// Prompts that are not UTF-8, not in the buffer or longer than the context are refused; the next one is answered.
+pub fn bad_prompts(bench: &mut Bench) -> Result<(), String> {
+    let before = answer(bench, &question(2), CALM)?;
+    let (system, session, ring) = bench.load()?;
+    let id = session.id;
+    let room = super::PROMPT_ROOM;
+    let offset = ring.write_prompt(&vec![0xff; 8]).map_err(|e| format!("{e}"))?;
+    let good = Prompt { offset, length: 8, temperature: 0, top_p: 1 << 16, seed: 0, max_tokens: 1 };
+    let mut ignore = || {};
+    let mut llm = session.service(system, &mut ignore);
+    refused("a prompt that is not UTF-8", llm.generate(id, &good), &[Status::BadPrompt])?;
+    for (offset, length) in [
+        (offset, room as u64 * 2),
+        (u64::MAX, 8),
+        (offset, u64::MAX),
+        (u64::MAX - 3, 8),
+        (offset + room as u64 + 4096, 1),
+    ] {
+        let outside = Prompt { offset, length, ..good };
+        refused("a prompt outside of the buffer", llm.generate(id, &outside), &[Status::BadPrompt])?;
+    }
+    ring.write_prompt(&vec![b'x'; 8]).map_err(|e| format!("{e}"))?;
+    for bad in [Prompt { max_tokens: 0, ..good }, Prompt { temperature: u32::MAX, top_p: u32::MAX, ..good }] {
+        refused("parameters out of range", llm.generate(id, &bad), &[Status::InvalidParameters])?;
+    }
+    refused("NEXT of no tokens", llm.next(id, 0), &[Status::InvalidParameters, Status::WrongState])?;
+    let long = "many words ".repeat(room / 11);
+    ring.write_prompt(long.as_bytes()).map_err(|e| format!("{e}"))?;
+    let long = Prompt { length: long.len() as u64, ..good };
+    refused("a prompt longer than the context", llm.generate(id, &long), &[Status::PromptTooLong])?;
+    let after = answer(bench, &question(2), CALM)?;
+    ensure!(same(&before, &after), "before {:?}, afterwards {:?}", before.text, after.text);
+    Ok(())
+}
+
+/// Every vector and predicate register of the normal world is the same after the partition has computed, interrupted or not.
+pub fn vector_registers_survive(bench: &mut Bench) -> Result<(), String> {
+    let job = question(4);
+    let (system, session, ring) = bench.load()?;
+    let offset = ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?;
+    let prompt = Prompt {
+        offset,
+        length: job.prompt.len() as u64,
+        temperature: 0,
+        top_p: 1 << 16,
+        seed: 0,
+        max_tokens: 4,
+    };
+    session
+        .service(system, &mut || {})
+        .generate(session.id, &prompt)
+        .map_err(|e| format!("generating: {e}"))?;
+    let uuid = UuidRegisters::new(LLM_SERVICE);
+    let endpoints = u64::from(NORMAL_WORLD) << 16 | u64::from(session.partition);
+    let next = [endpoints, uuid.0, uuid.1, Op::Next as u64, session.id, 2];
+    let mut call = registers(Function::MsgSendDirectReq64_2.into(), &next);
+    let sent = Vectors::pattern();
+    let mut interrupts = 0;
+    let answer = loop {
+        timer::arm(100);
+        let (answer, kept) = vectors::smc(&call, &sent);
+        timer::disarm();
+        timer::acknowledge();
+        if let Some(register) = sent.first_difference(&kept) {
+            return Err(format!("{register} changed across a call, after {interrupts} interrupts"));
+        }
+        if answer[0] != u64::from(u32::from(Function::Interrupt32)) {
+            break answer;
+        }
+        interrupts += 1;
+        call = registers(Function::Run32.into(), &[answer[1]]);
+    };
+    ensure!(answer[0] == u64::from(u32::from(Function::MsgSendDirectResp64_2)), "NEXT = {:x?}", &answer[..5]);
+    ensure!(answer[7..].iter().all(|&x| x == 0), "unused registers carry {:x?}", &answer[7..]);
+    ensure!(interrupts > 0, "no interrupt preempted the partition");
+    Ok(())
+}
+
+/// A second core that asks while the first is served gets `BUSY` or its answer, and neither hangs.
+pub fn concurrent_callers(bench: &mut Bench) -> Result<(), String> {
+    ensure!(cores::count() > 1, "this test needs two cores: --smp 2");
+    let job = question(6);
+    let calm = answer(bench, &job, CALM)?;
+    let (system, session, ring) = bench.load()?;
+    let (id, partition) = (session.id, session.partition);
+    let stop = Arc::new(AtomicBool::new(false));
+    let busy = Arc::new(AtomicU64::new(0));
+    let (its_stop, its_busy) = (stop.clone(), busy.clone());
+    let wrong = Arc::new(spin::Mutex::new(None));
+    let its_wrong = wrong.clone();
+    cores::begin(
+        1,
+        alloc::boxed::Box::new(move || {
+            let mut ffa = Ffa::new(Smc, &mut []);
+            let mut ignore = || {};
+            let mut llm = Llm::new(&mut ffa, partition, &mut ignore);
+            while !its_stop.load(Ordering::Relaxed) {
+                match llm.status(id) {
+                    Ok(_) => {}
+                    Err(Error::Ffa(FfaError::Code(Code::Busy))) => {
+                        its_busy.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(error) => *its_wrong.lock() = Some(error),
+                }
+            }
+        }),
+    )?;
+    let outcome = patient_answer(system, session, ring, &job);
+    stop.store(true, Ordering::Relaxed);
+    cores::wait(1);
+    let hash = outcome?;
+    if let Some(error) = wrong.lock().take() {
+        return Err(format!("the other core was told: {error}"));
+    }
+    ensure!(busy.load(Ordering::Relaxed) > 0, "the other core was never told BUSY");
+    ensure!(hash == calm.report.logits_sha256, "the answer differs from the one without a second caller");
+    Ok(())
+}
+
+/// Asks `job` and repeats every call that is answered `BUSY`; answers the hash of the logits.
+fn patient_answer(
+    system: &mut crate::system::System,
+    session: &crate::session::Session,
+    ring: &mut flexserve_client::ring::Ring<'static>,
+    job: &Job,
+) -> Result<[u8; 32], String> {
+    let offset = ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?;
+    let prompt = Prompt {
+        offset,
+        length: job.prompt.len() as u64,
+        temperature: job.temperature,
+        top_p: job.top_p,
+        seed: job.seed,
+        max_tokens: job.max_tokens.into(),
+    };
+    let mut ignore = || {};
+    let mut llm = session.service(system, &mut ignore);
+    patiently(|| llm.generate(session.id, &prompt))?;
+    while patiently(|| llm.next(session.id, 1))?.1 == Finish::Running {}
+    let report = patiently(|| llm.status(session.id))?;
+    ring.read().map_err(|e| format!("{e}"))?;
+    Ok(report.logits_sha256)
+}
+
+fn patiently<T>(mut call: impl FnMut() -> Result<T, Error>) -> Result<T, String> {
+    loop {
+        match call() {
+            Err(Error::Ffa(FfaError::Code(Code::Busy))) => core::hint::spin_loop(),
+            other => return other.map_err(|e| format!("{e}")),
+        }
+    }
+}
+
+/// `FFA_MEM_RECLAIM` of what the partition holds is denied, and the next answer is the same.
+pub fn held_memory_is_not_reclaimed(bench: &mut Bench) -> Result<(), String> {
+    let before = answer(bench, &question(2), CALM)?;
+    let (system, session, _) = bench.load()?;
+    for lent in &session.lent {
+        let answer = system.ffa.reclaim(lent.handle);
+        ensure!(answer == Err(FfaError::Code(Code::Denied)), "reclaiming a held handle: {answer:?}");
+    }
+    let after = answer(bench, &question(2), CALM)?;
+    ensure!(same(&before, &after), "before {:?}, afterwards {:?}", before.text, after.text);
+    Ok(())
+}
+
+/// `RECALL` gives memory up handle by handle, an answer is refused from then on, and all that was lent comes back zero.
+pub fn recall_gives_everything_back(bench: &mut Bench) -> Result<(), String> {
+    bench.load()?;
+    let Some((mut session, _)) = bench.loaded.take() else { return Err("no session is loaded".into()) };
+    let system = &mut bench.system;
+    let held = session.service(system, &mut || {}).status(session.id).map_err(|e| format!("{e}"))?.granules;
+    let lent: u64 = session.lent.iter().map(|lent| lent.pages.len() as u64).sum();
+    ensure!(held == lent, "the partition says it holds {held} granules, {lent} were lent");
+
+    let recalled = session
+        .service(system, &mut || {})
+        .recall(session.id, 1)
+        .map_err(|e| format!("recalling one: {e}"))?;
+    ensure!(recalled.granules >= 1 && recalled.handles.len() == 1, "RECALL(1) = {recalled:x?}");
+    let index = session.lent.iter().position(|lent| lent.handle == recalled.handles[0]);
+    let first = session.lent.swap_remove(index.ok_or("RECALL(1) gave up a handle that was never lent")?);
+    ensure!(recalled.granules == first.pages.len() as u64, "RECALL(1) miscounts: {recalled:x?}");
+    let nonzero = system.reclaim(&first).map_err(|e| format!("reclaiming: {e}"))?;
+    ensure!(nonzero == 0, "{nonzero} recalled granules came back with contents");
+    let next = session.service(system, &mut || {}).next(session.id, 1);
+    refused("NEXT after a recall", next, &[Status::WrongState])?;
+
+    let returned = session.close(system)?;
+    let total = returned.granules + first.pages.len() as u64;
+    ensure!(total == lent, "{total} of {lent} granules came back");
+    ensure!(returned.nonzero == 0, "{} granules came back with contents", returned.nonzero);
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! System tests: what holds on the machine and cannot be shown on the host.
+//!
+//! A test says in one line what it checks; it answers what went wrong instead of panicking, so that those behind it
+//! still run. Tests run in the order of the table: first those that need no session, then those that answer prompts from
+//! one loaded model, at the end the one that never gets its partition back.
+
+mod inference;
+mod memory;
+mod messages;
+mod robustness;
+mod setup;
+
+use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
+
+use flexserve_client::{
+    job::{Job, Record},
+    ring::Ring,
+};
+
+use crate::{
+    record,
+    session::{Container, Session},
+    system::System,
+};
+
+/// Ends a test with a sentence unless a condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($what:tt)+) => {
+        if !$condition {
+            return Err(alloc::format!($($what)+));
+        }
+    };
+}
+use ensure;
+
+/// One test.
+struct Test {
+    name: &'static str,
+    run: fn(&mut Bench) -> Result<(), String>,
+}
+
+/// Every test, in the order in which they run.
+const TESTS: &[Test] = &[
+    // FF-A says who is who, and refuses what version 1.2 says it must.
+    Test { name: "setup/versions_and_ids", run: setup::versions_and_ids },
+    Test { name: "setup/features", run: setup::features },
+    Test { name: "setup/partition_info", run: setup::partition_info },
+    Test { name: "setup/buffers", run: setup::buffers },
+    // EL3 tells the normal world what it may know and does nothing for it.
+    Test { name: "setup/el3_service", run: setup::el3_service },
+    // What the lender wrote is gone when a granule comes back, whatever the shape of the descriptor.
+    Test { name: "memory/reclaimed_granules_are_zero", run: memory::reclaimed_granules_are_zero },
+    Test { name: "memory/contiguous_and_scattered", run: memory::contiguous_and_scattered },
+    Test { name: "memory/fragments", run: memory::fragments },
+    Test { name: "memory/counters_count_granules", run: memory::counters_count_granules },
+    // When a lend returns, no core reads the granule any more, whatever its TLB held.
+    Test { name: "memory/lent_granules_fault_on_this_core", run: memory::lent_granules_fault_on_this_core },
+    Test {
+        name: "memory/lent_granules_fault_on_other_cores",
+        run: memory::lent_granules_fault_on_other_cores,
+    },
+    // A descriptor that is malformed, or names memory that is not the lender's, changes nothing.
+    Test { name: "memory/bad_descriptors", run: memory::bad_descriptors },
+    Test { name: "memory/bad_fragments", run: memory::bad_fragments },
+    Test { name: "memory/bad_handles", run: memory::bad_handles },
+    // Malformed messages get their error, and the partition goes on serving.
+    Test { name: "messages/no_session", run: messages::no_session },
+    Test { name: "messages/bad_receivers", run: messages::bad_receivers },
+    Test { name: "messages/loading_out_of_order", run: messages::loading_out_of_order },
+    Test { name: "messages/corrupt_segment", run: messages::corrupt_segment },
+    // Random calls from the normal world, on one core and on two, get an answer each and break nothing.
+    Test { name: "robustness/random_calls", run: robustness::random_calls },
+    Test { name: "robustness/random_calls_on_two_cores", run: robustness::random_calls_on_two_cores },
+    // The same prompt gives the same answer, preempted or not, and the normal world keeps its registers.
+    Test { name: "inference/preempted_answer_is_the_same", run: inference::preempted_answer_is_the_same },
+    Test { name: "inference/bad_prompts", run: inference::bad_prompts },
+    Test { name: "inference/vector_registers_survive", run: inference::vector_registers_survive },
+    Test { name: "inference/concurrent_callers", run: inference::concurrent_callers },
+    Test { name: "inference/held_memory_is_not_reclaimed", run: inference::held_memory_is_not_reclaimed },
+    Test { name: "inference/recall_gives_everything_back", run: inference::recall_gives_everything_back },
+    // A partition that never answers still loses the core to the normal world's interrupt.
+    Test {
+        name: "robustness/spinning_partition_is_preempted",
+        run: robustness::spinning_partition_is_preempted,
+    },
+];
+
+/// What the tests work with.
+struct Bench {
+    system: System,
+    job: Job,
+    loaded: Option<(Session, Ring<'static>)>,
+}
+
+impl Bench {
+    /// The session that holds the whole model, loaded on first use.
+    fn load(&mut self) -> Result<(&mut System, &mut Session, &mut Ring<'static>), String> {
+        if self.loaded.is_none() {
+            let mut model = Container::open()?;
+            let (mut session, ring) = Session::open(&mut self.system, PROMPT_ROOM, self.job.context.into())?;
+            session.load(&mut self.system, &mut model)?;
+            self.loaded = Some((session, ring));
+        }
+        match &mut self.loaded {
+            Some((session, ring)) => Ok((&mut self.system, session, ring)),
+            None => Err("the model has just been loaded and is gone".to_owned()),
+        }
+    }
+}
+
+/// Bytes behind the ring for a test's prompt.
+const PROMPT_ROOM: usize = 64 << 10;
+
+/// Runs the tests that the job names.
+///
+/// # Errors
+///
+/// A test is unknown, or there is no SPMC.
+pub fn run(job: &Job) -> Result<(), String> {
+    let all = job.tests.iter().any(|name| name == "all");
+    if let Some(unknown) =
+        job.tests.iter().find(|name| *name != "all" && !TESTS.iter().any(|t| t.name == **name))
+    {
+        let known: Vec<&str> = TESTS.iter().map(|test| test.name).collect();
+        return Err(format!("there is no system test {unknown:?}; there are {}", known.join(", ")));
+    }
+    let mut bench = Bench { system: System::start()?, job: job.clone(), loaded: None };
+    for test in TESTS.iter().filter(|test| all || job.tests.iter().any(|name| name == test.name)) {
+        let error = (test.run)(&mut bench).err();
+        record::emit(&Record::Test { name: test.name.to_owned(), error });
+    }
+    Ok(())
+}
