@@ -15,6 +15,7 @@ mod records;
 mod report;
 mod run;
 mod stamp;
+mod test;
 mod tfa;
 mod toolchain;
 
@@ -44,6 +45,8 @@ enum Command {
     },
     /// Boot the machine and answer a prompt.
     Run(run::Options),
+    /// Run the tests; the last line is their sum.
+    Test(test::Options),
     /// Pack, inspect, verify or run a model on this host.
     #[command(disable_help_flag = true)]
     Model {
@@ -79,6 +82,7 @@ fn dispatch(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Run(options) => run::run(&paths, &options).map(|()| 0),
+        Command::Test(options) => test::run(&paths, &options).map(|well| u8::from(!well)),
         Command::Model { args } => model::forward(&paths, &args),
     }
 }

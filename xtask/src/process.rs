@@ -7,10 +7,11 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use std::{
     ffi::OsStr,
     fs::{self, File},
+    io::{BufRead as _, BufReader, pipe},
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    thread::sleep,
+    thread::{sleep, spawn},
     time::Duration,
 };
 
@@ -57,12 +58,15 @@ impl Running {
     ///
     /// If the user interrupts.
     pub fn wait(&mut self) -> Result<ExitStatus> {
+        // Short steps are waited for closely, long ones lazily.
+        let mut pause = Duration::from_millis(1);
         loop {
             if let Some(status) = self.poll()? {
                 return Ok(status);
             }
             interrupt::check()?;
-            sleep(POLL);
+            sleep(pause);
+            pause = (pause * 2).min(POLL);
         }
     }
 }
@@ -96,6 +100,30 @@ pub fn step(what: &str, command: &mut Command, log: &Path) -> Result<()> {
         bail!("{what}: {status}\n{}\n(all of it: {})", tail(log), log.display());
     }
     Ok(())
+}
+
+/// Runs a command and passes on what it says, line by line, to stderr; answers how it ended and the lines.
+///
+/// # Errors
+///
+/// If it cannot be started, or the user interrupts.
+pub fn echoed(command: &mut Command) -> Result<(ExitStatus, Vec<String>)> {
+    let (reader, writer) = pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut running = Running::start(command)?;
+    // The command holds the writing end as well; without this, the pipe would never end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let listener = spawn(move || {
+        let mut lines = Vec::new();
+        for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            eprintln!("{line}");
+            lines.push(line);
+        }
+        lines
+    });
+    let status = running.wait()?;
+    Ok((status, listener.join().unwrap_or_default()))
 }
 
 /// A spinner on stderr that says what is being done.

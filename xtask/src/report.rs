@@ -51,14 +51,13 @@ impl Report {
     /// Gives the attacks from S-EL0 the syndrome that the SPMC logged, in the order in which both came. Attacks that an
     /// interface refused, instead of a fault, logged none.
     fn attacks_with_syndromes(&self) -> Vec<Attack> {
-        let mut faults = self.partition_faults.iter();
         let mut attacks = self.attacks.clone();
-        for attack in attacks.iter_mut().filter(|a| a.world == "S-EL0" && a.faulted && a.esr == 0) {
-            if ["read", "write", "execute"].iter().any(|verb| attack.name.starts_with(verb)) {
-                if let Some(fault) = faults.next() {
-                    (attack.esr, attack.far) = (fault.esr, fault.far);
-                }
-            }
+        let of_partitions = |a: &&mut Attack| {
+            let by_fault = ["read", "write", "execute"].iter().any(|verb| a.name.starts_with(verb));
+            a.world == "S-EL0" && a.faulted && a.esr == 0 && by_fault
+        };
+        for (attack, fault) in attacks.iter_mut().filter(of_partitions).zip(&self.partition_faults) {
+            (attack.esr, attack.far) = (fault.esr, fault.far);
         }
         attacks
     }

@@ -78,6 +78,18 @@ pub struct Options {
     pub images: images::Replacements,
 }
 
+impl Options {
+    /// What a run without arguments has, on this platform.
+    pub fn for_tests(platform: &str) -> Self {
+        #[derive(clap::Parser)]
+        struct Bare {
+            #[command(flatten)]
+            options: Options,
+        }
+        <Bare as clap::Parser>::parse_from(["run", "--platform", platform]).options
+    }
+}
+
 fn temperature(text: &str) -> Result<f64, String> {
     bounded(text, 0.0, 100.0)
 }

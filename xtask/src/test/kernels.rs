@@ -1,0 +1,84 @@
+//! The kernels' tests on emulated Arm cores: the same bits on every instruction set and vector length.
+
+use super::{Tally, count};
+use crate::{
+    paths::Paths,
+    process,
+    toolchain::{self, Cross},
+};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use std::{fs, path::PathBuf};
+
+/// Cores as `qemu-aarch64 -cpu` takes them: Armv8.0; everything; and three vector lengths of SVE.
+const CORES: [&str; 5] =
+    ["cortex-a72", "max,sve=off,sme=off", "max,sve128=on", "max,sve256=on", "max,sve512=on"];
+
+/// Root of the C library for Arm, as Debian's cross packages lay it out.
+const LIBRARY_ROOT: &str = "/usr/aarch64-linux-gnu";
+
+/// Builds the tests once and runs them on each kind of core.
+///
+/// # Errors
+///
+/// If they do not compile, or the emulator is missing.
+pub fn run(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
+    let programs = build(paths)?;
+    let mut tally = Tally::default();
+    for core in CORES {
+        for program in &programs {
+            let mut qemu = process::command("qemu-aarch64");
+            qemu.args(["-cpu", core, "-L", LIBRARY_ROOT]).arg(program).args(filter);
+            let name = format!("kernels on {core}");
+            eprintln!("{name}: {}", program.file_name().unwrap_or_default().display());
+            let (status, lines) = process::echoed(&mut qemu)?;
+            let Some(summary) = lines.iter().rev().find(|l| l.starts_with("test result:")) else {
+                tally.case(&name, Err(anyhow::anyhow!("{status}, and no summary")));
+                continue;
+            };
+            tally += Tally {
+                passed: count(summary, "passed"),
+                failed: count(summary, "failed"),
+                skipped: count(summary, "ignored"),
+            };
+        }
+    }
+    Ok(tally)
+}
+
+fn build(paths: &Paths) -> Result<Vec<PathBuf>> {
+    // With rustup, the target for Linux may be installed or not; Debian's compiler always can.
+    let cross = Cross::find(&[toolchain::LINUX])?;
+    let mut cargo = cross.linux(paths, "test");
+    cargo.args(["--release", "--no-run", "--package", "flexserve-kernels", "--all-features"]);
+    cargo.arg("--message-format=json-render-diagnostics");
+    let log = paths.out.join("log/kernels.log");
+    process::step("Building the kernels' tests for Arm", &mut cargo, &log)?;
+    let text = fs::read_to_string(&log).context("the build's messages")?;
+    let programs: Vec<PathBuf> = text.lines().filter_map(program).collect();
+    if programs.is_empty() {
+        bail!("cargo built no test ({})", log.display());
+    }
+    Ok(programs)
+}
+
+/// The test program that one of cargo's JSON messages announces, if it does.
+fn program(line: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    let is_test = message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
+    is_test.then(|| message["executable"].as_str().map(PathBuf::from)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_test_programs_are_run() {
+        let line = r#"{"reason":"compiler-artifact","profile":{"test":true},"executable":"/x/deps/twins-1"}"#;
+        assert_eq!(program(line), Some(PathBuf::from("/x/deps/twins-1")));
+        assert_eq!(program(&line.replace("true", "false")), None);
+        assert_eq!(program(&line.replace("\"/x/deps/twins-1\"", "null")), None);
+        assert_eq!(program("   Compiling x"), None);
+    }
+}

@@ -1,0 +1,147 @@
+//! `test`: every suite, counted case by case.
+
+mod host;
+mod kernels;
+mod system;
+
+use crate::{interrupt, paths::Paths};
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use std::{fmt, ops::AddAssign};
+
+/// What `test` can be told.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// The platform that the system tests boot.
+    #[arg(long, default_value = "qemu-rme")]
+    platform: String,
+    /// Only this suite; all of them otherwise.
+    suite: Option<Suite>,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// A group of tests that are run alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Formatting, clippy, the lock file.
+    Lint,
+    /// Tests of all crates on this machine.
+    Unit,
+    /// The kernels' tests on emulated Arm cores of several kinds.
+    Kernels,
+    /// The whole system, booted.
+    System,
+}
+
+/// Cases that passed, failed, and were not run on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+}
+
+impl Tally {
+    /// Counts one case and says how it went.
+    fn case(&mut self, name: &str, result: Result<()>) {
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                eprintln!("PASS {name}");
+            }
+            Err(error) => {
+                self.failed += 1;
+                eprintln!("FAIL {name}: {error:#}");
+            }
+        }
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.skipped != 0 { write!(f, ", {} skipped", self.skipped) } else { Ok(()) }
+    }
+}
+
+/// Runs the suites; the last line on standard output is their sum. Answers whether all is well.
+///
+/// # Errors
+///
+/// If the user interrupts.
+pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
+    let filter = options.filter.as_deref();
+    let mut sum = Tally::default();
+    for suite in Suite::value_variants().iter().filter(|s| options.suite.is_none_or(|o| o == **s)) {
+        let name = format!("{suite:?}").to_lowercase();
+        eprintln!("--- {name}");
+        let tally = match suite {
+            Suite::Lint => host::lint(paths, filter),
+            Suite::Unit => host::unit(paths, filter),
+            Suite::Kernels => kernels::run(paths, filter),
+            Suite::System => system::run(paths, &options.platform, filter),
+        };
+        interrupt::check()?;
+        // A suite that cannot run is a failure, not an absence.
+        let tally = tally.unwrap_or_else(|error| {
+            eprintln!("FAIL {name}: it did not run: {error:#}");
+            Tally { failed: 1, ..Tally::default() }
+        });
+        println!("{name}: {tally}");
+        sum += tally;
+    }
+    println!("{sum}");
+    Ok(sum.failed == 0 && sum.passed != 0)
+}
+
+/// The number before `word` in a summary such as `12 passed, 1 failed`.
+fn count(text: &str, word: &str) -> u32 {
+    let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || ",;:()".contains(c)).collect();
+    let words: Vec<&str> = words.into_iter().filter(|w| !w.is_empty()).collect();
+    words.windows(2).filter(|pair| pair[1] == word).filter_map(|pair| pair[0].parse::<u32>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sum_line_names_what_was_skipped_only_if_something_was() {
+        let mut sum = Tally { passed: 2, failed: 0, skipped: 0 };
+        assert_eq!(sum.to_string(), "2 passed, 0 failed");
+        sum += Tally { passed: 1, failed: 1, skipped: 3 };
+        assert_eq!(sum.to_string(), "3 passed, 1 failed, 3 skipped");
+    }
+
+    #[test]
+    fn summaries_of_nextest_and_libtest_are_understood() {
+        let nextest =
+            "     Summary [   1.5s] 45 tests run: 43 passed (1 slow), 1 failed, 1 timed out, 2 skipped";
+        assert_eq!(
+            (count(nextest, "passed"), count(nextest, "failed"), count(nextest, "skipped")),
+            (43, 1, 2)
+        );
+        let libtest = "test result: FAILED. 7 passed; 2 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.00s";
+        assert_eq!(
+            (count(libtest, "passed"), count(libtest, "failed"), count(libtest, "ignored")),
+            (7, 2, 1)
+        );
+    }
+
+    #[test]
+    fn a_case_counts_once() {
+        let mut tally = Tally::default();
+        tally.case("good", Ok(()));
+        tally.case("bad", Err(anyhow::anyhow!("no")));
+        assert_eq!(tally, Tally { passed: 1, failed: 1, skipped: 0 });
+    }
+}

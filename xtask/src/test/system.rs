@@ -1,0 +1,255 @@
+//! The whole system, booted: what the payload tests from inside, and what a user sees from outside.
+
+use super::Tally;
+use crate::{
+    download, images, model,
+    paths::Paths,
+    platform::Platform,
+    process::{self, POLL},
+    report::Report,
+    run,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use flexserve_client::job::Job;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// What the user asks in every test that boots.
+const PROMPT: &str = "What is the capital of France?";
+/// Longest that an interrupted run may take to be gone.
+const LEAVE: Duration = Duration::from_secs(10);
+
+type Case = (&'static str, fn(&Bench) -> Result<()>);
+
+/// What a user sees. The first one leaves its report for those behind it.
+const CASES: [Case; 9] = [
+    ("answers_under_attack_as_without", answers_under_attack_as_without),
+    ("logits_are_those_of_the_host", logits_are_those_of_the_host),
+    ("refuses_a_missing_model", refuses_a_missing_model),
+    ("refuses_a_truncated_model", refuses_a_truncated_model),
+    ("refuses_a_corrupt_model", refuses_a_corrupt_model),
+    ("refuses_zero_tokens", refuses_zero_tokens),
+    ("refuses_a_prompt_longer_than_the_context", refuses_a_prompt_longer_than_the_context),
+    ("refuses_too_little_memory", refuses_too_little_memory),
+    ("leaves_nothing_when_interrupted", leaves_nothing_when_interrupted),
+];
+
+/// What the cases share.
+struct Bench {
+    paths: Paths,
+    platform: String,
+    model: PathBuf,
+    folder: TempDir,
+}
+
+/// Boots the payload's own tests, then tries what a user may do.
+///
+/// # Errors
+///
+/// If the images cannot be built, or the model not be had.
+pub fn run(paths: &Paths, platform: &str, filter: Option<&str>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let wanted = |name: &str| filter.is_none_or(|f| name.contains(f));
+    let bench = Bench {
+        paths: paths.clone(),
+        platform: platform.to_owned(),
+        model: download::default_model(paths)?,
+        folder: tempfile::tempdir()?,
+    };
+    let inside = inside(paths, platform, filter).context("the tests inside the machine");
+    match inside {
+        Ok(report) => {
+            for (name, error) in report.tests {
+                let result = error.map_or(Ok(()), |e| Err(anyhow::anyhow!(e)));
+                tally.case(&format!("system::inside::{name}"), result);
+            }
+        }
+        Err(error) => tally.case("system::inside", Err(error)),
+    }
+    for (name, case) in CASES.into_iter().filter(|c| wanted(c.0)) {
+        crate::interrupt::check()?;
+        tally.case(&format!("system::{name}"), case(&bench));
+    }
+    Ok(tally)
+}
+
+/// The tests that the payload runs, in one boot.
+fn inside(paths: &Paths, platform: &str, filter: Option<&str>) -> Result<Report> {
+    let platform = Platform::load(paths, platform)?;
+    let options = run::Options::for_tests(&platform.name);
+    let images = images::build(paths, &platform, &options.images)?;
+    let container = model::container(paths, None)?;
+    let tests = vec![filter.unwrap_or("all").to_owned()];
+    let job = Job { tests, max_tokens: 8, prompt: PROMPT.to_owned(), ..run::job(&platform, &options) };
+    let report = run::boot(paths, &platform, &images, &job, Some(&container), &options)?;
+    let faults = report.faults();
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    ensure!(filter.is_some() || !report.tests.is_empty(), "the payload ran no test");
+    Ok(report)
+}
+
+impl Bench {
+    /// `flexserve run` with these arguments, in a process of its own, as the user has it.
+    fn command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = process::command(env::current_exe()?);
+        command.args(["run", "--platform", &self.platform]).args(args);
+        Ok(command)
+    }
+
+    fn run(&self, args: &[&str]) -> Result<Output> {
+        Ok(self.command(args)?.output()?)
+    }
+
+    /// A run that must succeed; its `--json`.
+    fn figures(&self, args: &[&str]) -> Result<Value> {
+        let json = self.folder.path().join("run.json");
+        let json_arg = json.to_str().context("a temporary folder with a strange name")?;
+        let output = self.run(&[args, &["--json", json_arg]].concat())?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {errors}", output.status);
+        Ok(serde_json::from_slice(&fs::read(json)?)?)
+    }
+
+    /// A run that must fail and say so in these words.
+    fn refusal(&self, args: &[&str], words: &[&str]) -> Result<()> {
+        let output = self.run(args)?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "it succeeded");
+        for word in words {
+            ensure!(errors.contains(word), "nothing is said of {word:?}: {errors}");
+        }
+        Ok(())
+    }
+
+    /// A run with the model's bytes changed, which must fail and name the file.
+    fn refuse_model(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> Result<()> {
+        let mut bytes = fs::read(&self.model)?;
+        change(&mut bytes);
+        let path = self.folder.path().join(name);
+        fs::write(&path, bytes)?;
+        let result = self.refusal(&["--model", &path.display().to_string()], &[name]);
+        fs::remove_file(path)?;
+        result
+    }
+}
+
+fn answers_under_attack_as_without(bench: &Bench) -> Result<()> {
+    let ask = ["--prompt", PROMPT, "--max-tokens", "16"];
+    let calm = bench.figures(&ask)?;
+    let attacked = bench.figures(&[&ask[..], &["--attack"]].concat())?;
+    let text = calm["text"].as_str().unwrap_or_default();
+    ensure!(text.contains("Paris"), "the answer is {text:?}");
+    for key in ["text", "logits_sha256", "prompt_tokens", "output_tokens"] {
+        ensure!(calm[key] == attacked[key], "{key} differs: {} and {}", calm[key], attacked[key]);
+    }
+    let attacks = attacked["attacks"].as_array().context("no attacks")?;
+    ensure!(!attacks.is_empty(), "nothing was attacked");
+    ensure!(attacks.iter().all(|a| a["faulted"] == true), "an attack succeeded");
+    for world in ["NS-EL2", "S-EL0"] {
+        ensure!(attacks.iter().any(|a| a["world"] == world), "no attack from {world}");
+    }
+    ensure!(attacks.iter().any(|a| a["core"] != 0), "no attack from another core");
+    ensure!(calm["granules_lent"].as_u64() > Some(0), "nothing was lent");
+    Ok(())
+}
+
+fn logits_are_those_of_the_host(bench: &Bench) -> Result<()> {
+    let ask = ["--prompt", PROMPT, "--max-tokens", "8"];
+    let board = bench.figures(&ask)?;
+    let container = model::container(&bench.paths, None)?;
+    let mut host = process::command(model::loader(&bench.paths)?);
+    host.arg("run").arg("--model").arg(container).args(ask).arg("--json");
+    let output = host.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "flexserve-model run: {}", output.status);
+    let host: Value = serde_json::from_slice(&output.stdout)?;
+    for key in ["logits_sha256", "text", "prompt_tokens", "output_tokens"] {
+        ensure!(board[key] == host[key], "{key}: board {}, host {}", board[key], host[key]);
+    }
+    Ok(())
+}
+
+fn refuses_a_missing_model(bench: &Bench) -> Result<()> {
+    bench.refusal(&["--model", "/no/such.gguf"], &["/no/such.gguf", "no such file"])
+}
+
+fn refuses_a_truncated_model(bench: &Bench) -> Result<()> {
+    bench.refuse_model("half.gguf", |bytes| bytes.truncate(bytes.len() / 2))?;
+    bench.refuse_model("head.gguf", |bytes| bytes.truncate(100))?;
+    bench.refuse_model("empty.gguf", Vec::clear)
+}
+
+fn refuses_a_corrupt_model(bench: &Bench) -> Result<()> {
+    bench.refuse_model("magic.gguf", |bytes| bytes[0] ^= 0xff)?;
+    bench.refuse_model("counts.gguf", |bytes| bytes[8..24].fill(0xff))
+}
+
+fn refuses_zero_tokens(bench: &Bench) -> Result<()> {
+    bench.refusal(&["--max-tokens", "0"], &["--max-tokens"])
+}
+
+fn refuses_a_prompt_longer_than_the_context(bench: &Bench) -> Result<()> {
+    let prompt = "word ".repeat(200);
+    bench.refusal(&["--prompt", &prompt, "--context", "64"], &["context"])
+}
+
+fn refuses_too_little_memory(bench: &Bench) -> Result<()> {
+    bench.refusal(&["--memory", "640M"], &["memory"])
+}
+
+fn leaves_nothing_when_interrupted(bench: &Bench) -> Result<()> {
+    // Its own folder for temporary files, to see what stays behind.
+    let folder = bench.folder.path().join("tmp");
+    fs::create_dir(&folder)?;
+    let mut command = bench.command(&["--max-tokens", "1000"])?;
+    let mut child = command.env("TMPDIR", &folder).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let started = Instant::now();
+    let machine = loop {
+        match socket_folder(&folder) {
+            Some(machine) => break machine,
+            None if started.elapsed() > Duration::from_secs(60) => bail!("it did not start a machine"),
+            None => sleep(POLL),
+        }
+    };
+    sleep(Duration::from_secs(1));
+    kill_process(Pid::from_child(&child), Signal::TERM)?;
+    let asked = Instant::now();
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status,
+            None if asked.elapsed() > LEAVE => {
+                child.kill()?;
+                bail!("it went on for {} s", LEAVE.as_secs());
+            }
+            None => sleep(POLL),
+        }
+    };
+    ensure!(!status.success(), "it ended as if all were well");
+    ensure!(!machine.exists(), "it left {}", machine.display());
+    ensure!(!is_mentioned_by_a_process(&machine)?, "it left its QEMU running");
+    Ok(())
+}
+
+fn socket_folder(folder: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?;
+    entries.flatten().map(|e| e.path()).find(|path| path.join("job.json").exists())
+}
+
+/// Whether a running process has `path` on its command line.
+fn is_mentioned_by_a_process(path: &Path) -> Result<bool> {
+    let path = path.as_os_str().as_encoded_bytes();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if arguments.windows(path.len()).any(|window| window == path) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
