@@ -1,12 +1,13 @@
 //! The model's disk: the first virtio block device on a memory-mapped transport.
 
-use alloc::{alloc::alloc_zeroed, format, string::String};
+use alloc::{alloc::alloc_zeroed, format, string::String, vec::Vec};
 use core::{alloc::Layout, ptr::NonNull};
 
+use flexserve_abi::GRANULE_SIZE;
 use flexserve_platform::{VIRTIO_MMIO_BASE, VIRTIO_MMIO_COUNT};
 use virtio_drivers::{
     BufferDirection, Hal, PAGE_SIZE, PhysAddr,
-    device::blk::{SECTOR_SIZE, VirtIOBlk},
+    device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk},
     transport::{
         DeviceType, Transport,
         mmio::{MmioTransport, VirtIOHeader},
@@ -14,6 +15,9 @@ use virtio_drivers::{
 };
 
 const TRANSPORT_SIZE: usize = 0x200;
+const SECTORS_PER_GRANULE: usize = GRANULE_SIZE / SECTOR_SIZE;
+/// Requests that the device works on at once; each takes three descriptors of a queue of 16.
+const IN_FLIGHT: usize = 5;
 
 /// Physical addresses are virtual ones here, and the device is coherent.
 struct Identity;
@@ -81,23 +85,69 @@ impl Disk {
         self.device.capacity() * SECTOR_SIZE as u64
     }
 
-    /// Reads at byte `offset`, a multiple of 512; so is the buffer's length.
+    /// Reads consecutive bytes at `offset`, a multiple of 512, into buffers that may lie anywhere.
     ///
     /// # Errors
     ///
     /// The range is not aligned or not on the disk, or the device failed.
-    pub fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), String> {
-        let sector = SECTOR_SIZE as u64;
-        let length = buffer.len() as u64;
-        let on_disk = offset.checked_add(length).is_some_and(|end| end <= self.size());
-        if !offset.is_multiple_of(sector) || !length.is_multiple_of(sector) || length == 0 || !on_disk {
+    pub fn read<'a>(
+        &mut self,
+        offset: u64,
+        buffers: impl ExactSizeIterator<Item = &'a mut [u8; GRANULE_SIZE]>,
+    ) -> Result<(), String> {
+        let bytes = (buffers.len() * GRANULE_SIZE) as u64;
+        let on_disk = offset.checked_add(bytes).is_some_and(|end| end <= self.size());
+        if !offset.is_multiple_of(SECTOR_SIZE as u64) || !on_disk {
             return Err(format!(
-                "the model's disk has {} bytes, so {length} at {offset} cannot be read: the container is truncated",
+                "the model's disk has {} bytes, so {bytes} at {offset} cannot be read: the container is truncated",
                 self.size()
             ));
         }
-        self.device
-            .read_blocks((offset / sector) as usize, buffer)
-            .map_err(|e| format!("reading the model's disk at {offset} failed: {e}"))
+        let mut sector = (offset / SECTOR_SIZE as u64) as usize;
+        let mut buffers = buffers.peekable();
+        while buffers.peek().is_some() {
+            let mut batch: Vec<Request> = buffers.by_ref().take(IN_FLIGHT).map(Request::new).collect();
+            self.read_batch(sector, &mut batch)
+                .map_err(|e| format!("reading the model's disk failed: {e}"))?;
+            sector += batch.len() * SECTORS_PER_GRANULE;
+        }
+        Ok(())
+    }
+
+    /// Has the device work on all requests at once.
+    fn read_batch(&mut self, sector: usize, batch: &mut [Request<'_>]) -> virtio_drivers::Result {
+        for (i, request) in batch.iter_mut().enumerate() {
+            let Request { head, buffer, status, token } = request;
+            let sector = sector + i * SECTORS_PER_GRANULE;
+            // SAFETY: the request is not touched before the loop below completes it.
+            *token = unsafe { self.device.read_blocks_nb(sector, head, &mut buffer[..], status) }?;
+        }
+        for _ in 0..batch.len() {
+            let token = loop {
+                match self.device.peek_used() {
+                    Some(token) => break token,
+                    None => core::hint::spin_loop(),
+                }
+            };
+            let request = batch.iter_mut().find(|request| request.token == token);
+            let Request { head, buffer, status, .. } = request.ok_or(virtio_drivers::Error::WrongToken)?;
+            // SAFETY: these are the buffers that were passed when the device answered this token.
+            unsafe { self.device.complete_read_blocks(token, head, &mut buffer[..], status) }?;
+        }
+        Ok(())
+    }
+}
+
+/// One read under way.
+struct Request<'a> {
+    head: BlkReq,
+    buffer: &'a mut [u8; GRANULE_SIZE],
+    status: BlkResp,
+    token: u16,
+}
+
+impl<'a> Request<'a> {
+    fn new(buffer: &'a mut [u8; GRANULE_SIZE]) -> Self {
+        Self { head: BlkReq::default(), buffer, status: BlkResp::default(), token: 0 }
     }
 }

@@ -40,12 +40,12 @@ impl Container {
     pub fn open() -> Result<Self, String> {
         let mut disk = Disk::open()?;
         let malformed = |e| format!("the model's disk holds no container that this payload can read: {e}");
-        let mut head = vec![0; GRANULE_SIZE];
-        disk.read(0, &mut head)?;
-        let needed = Header::bytes_needed(&head).map_err(malformed)?;
-        head.resize(needed.next_multiple_of(GRANULE_SIZE), 0);
-        disk.read(0, &mut head)?;
-        let header = Header::parse(&head).map_err(malformed)?;
+        let mut head = vec![[0; GRANULE_SIZE]];
+        disk.read(0, head.iter_mut())?;
+        let needed = Header::bytes_needed(head.as_flattened()).map_err(malformed)?;
+        head.resize(needed.div_ceil(GRANULE_SIZE), [0; GRANULE_SIZE]);
+        disk.read(0, head.iter_mut())?;
+        let header = Header::parse(head.as_flattened()).map_err(malformed)?;
         Ok(Self { segments: header.segments().collect(), disk })
     }
 
@@ -60,12 +60,8 @@ impl Container {
     ///
     /// The disk failed, or ends before the segment does.
     pub fn read(&mut self, segment: &Segment, pages: &[u64]) -> Result<(), String> {
-        for (i, &page) in pages.iter().enumerate() {
-            let offset = segment.offset + (i * GRANULE_SIZE) as u64;
-            // SAFETY: the caller has just allocated these pages and lends them later.
-            self.disk.read(offset, unsafe { page_mut(page) })?;
-        }
-        Ok(())
+        // SAFETY: the caller has just allocated these pages, and lends them later.
+        self.disk.read(segment.offset, pages.iter().map(|&page| unsafe { page_mut(page) }))
     }
 }
 
