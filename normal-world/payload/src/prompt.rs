@@ -134,6 +134,9 @@ pub fn run(job: &Job) -> Result<(), String> {
     if job.max_tokens == 0 {
         return Err("at least one token must be asked for: --max-tokens is 0".into());
     }
+    if job.prompt.is_empty() {
+        return Err("the prompt is empty: say something with --prompt".into());
+    }
     let mut system = System::start()?;
     let mut model = Container::open()?;
     let (mut session, mut ring) = Session::open(&mut system, job.prompt.len(), job.context.into())?;

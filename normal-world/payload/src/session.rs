@@ -3,7 +3,11 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::sync::atomic::AtomicU32;
 
-use flexserve_abi::{GRANULE_SIZE, ffa::EndpointId};
+use flexserve_abi::{
+    GRANULE_SIZE,
+    ffa::EndpointId,
+    service::{Status, WORKSPACE},
+};
 use flexserve_client::{
     ffa::Transfer,
     job::Record,
@@ -20,8 +24,10 @@ use crate::{
 
 /// Bytes of the ring through which the answer comes.
 const RING_CAPACITY: u32 = 1 << 16;
-/// Tokens of context if the job does not say.
+/// Tokens of context if the job does not say, or the model's if it has fewer.
 const DEFAULT_CONTEXT: u64 = 2048;
+/// As many tokens of context as the model can do.
+const MODEL_CONTEXT: u64 = 0;
 
 /// The model on the disk.
 pub struct Container {
@@ -76,6 +82,7 @@ pub struct Session {
     /// Granules of all that was ever lent in it.
     pub granules_lent: u64,
     shared: u64,
+    default_context: bool,
 }
 
 /// What came of taking everything back.
@@ -110,11 +117,22 @@ impl Session {
             .ffa
             .transfer(Transfer::Share, partition, &[region])
             .map_err(|e| format!("sharing the prompt's buffer: {e}"))?;
-        let context = if context == 0 { DEFAULT_CONTEXT } else { context };
+        let default_context = context == 0;
+        let context = if default_context { DEFAULT_CONTEXT } else { context };
         let id = Llm::new(&mut system.ffa, partition, &mut || {})
             .open(shared, context)
             .map_err(|e| format!("opening a session: {e}"))?;
-        Ok((Self { partition, id, lent: Vec::new(), granules_lent: 0, shared }, ring))
+        Ok((Self { partition, id, lent: Vec::new(), granules_lent: 0, shared, default_context }, ring))
+    }
+
+    /// Opens the session again with the model's own context: the default is more than it can do.
+    fn reopen(&mut self, system: &mut System) -> Result<(), llm::Error> {
+        let mut ignore = || {};
+        let mut service = self.service(system, &mut ignore);
+        service.close(self.id)?;
+        self.id = service.open(self.shared, MODEL_CONTEXT)?;
+        self.default_context = false;
+        Ok(())
     }
 
     /// Reads the model into pages of the pool, lends them segment by segment, and the workspace behind them.
@@ -139,7 +157,7 @@ impl Session {
         }
         check_memory(system, "the model's working memory", workspace)?;
         let pages = system.pages.allocate(workspace as usize).map_err(|e| format!("{e}"))?;
-        self.lend_and_load(system, pages, flexserve_abi::service::WORKSPACE)
+        self.lend_and_load(system, pages, WORKSPACE)
             .map_err(|e| format!("loading the working memory: {e}"))?;
         Ok(())
     }
@@ -159,7 +177,15 @@ impl Session {
         let handle = lent.handle;
         self.granules_lent += lent.pages.len() as u64;
         self.lent.push(lent);
-        self.service(system, &mut || {}).load(self.id, handle, segment)
+        match self.service(system, &mut || {}).load(self.id, handle, segment) {
+            Err(llm::Error::Refused(Status::InvalidParameters, ..))
+                if segment == 0 && self.default_context =>
+            {
+                self.reopen(system)?;
+                self.service(system, &mut || {}).load(self.id, handle, segment)
+            }
+            answer => answer,
+        }
     }
 
     /// The partition's service.
