@@ -1,1 +1,18 @@
-//! flexserve-model-loader
+//! Reads GGUF, writes the model container, and runs models on the host.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`gguf`] | the GGUF reader |
+//! | [`pack()`] | from GGUF to a container: tensors in the kernels' layouts, tokenizer tables, chat template, hashes |
+//! | [`file`] | both kinds of model file, as the command line and other tools use them |
+//! | [`run`] | the partition's engine on the host |
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod file;
+pub mod gguf;
+mod pack;
+pub mod run;
+
+pub use error::Error;
+pub use pack::pack;
