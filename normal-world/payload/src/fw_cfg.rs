@@ -7,21 +7,12 @@ use flexserve_platform::FW_CFG_BASE;
 
 const SELECTOR_OFFSET: u64 = 8;
 const SIGNATURE: u16 = 0x0000;
-const RAM_SIZE: u16 = 0x0003;
 const FILE_DIRECTORY: u16 = 0x0019;
 /// Size, selector and reserved field of a directory entry, in bytes.
 const ENTRY_HEADER: usize = 8;
 const NAME_SIZE: usize = 56;
 /// Longest file that is read.
 const MAX_FILE: usize = 1 << 20;
-
-/// Bytes of RAM, from the bottom of DRAM on.
-pub fn ram_size() -> u64 {
-    let mut size = [0; 8];
-    select(RAM_SIZE);
-    read(&mut size);
-    u64::from_le_bytes(size)
-}
 
 /// Reads the file `name`.
 ///

@@ -14,10 +14,13 @@ use flexserve_client::{
 };
 use flexserve_platform::{DRAM, LENDABLE, PAYLOAD_BASE};
 
-use crate::{fw_cfg, mmu};
+use crate::{exceptions, mmu};
 
 /// Pages of each of the RX/TX buffers: 4095 constituents a fragment.
 const BUFFER_PAGES: usize = 16;
+
+/// RAM comes in multiples of this many bytes.
+const RAM_UNIT: u64 = 1 << 20;
 
 /// SMC64.
 pub struct Smc;
@@ -144,10 +147,20 @@ fn is_zero(page: u64) -> bool {
     unsafe { words.read_volatile() }.iter().all(|&word| word == 0)
 }
 
+/// First address behind this machine's RAM: the platform says how much there can be, a read of what is not there faults.
+fn ram_end() -> u64 {
+    let (mut present, mut absent) = (DRAM.base, DRAM.end());
+    while absent - present > RAM_UNIT {
+        let middle = present + (absent - present) / 2 / RAM_UNIT * RAM_UNIT;
+        if exceptions::read(middle).is_ok() { present = middle } else { absent = middle }
+    }
+    absent
+}
+
 /// The lendable banks as far as this machine has memory there, without this program's image.
 fn free_banks() -> Vec<(u64, u64)> {
     let (image, image_end) = (PAYLOAD_BASE, mmu::image_end_address());
-    let ram_end = DRAM.base + fw_cfg::ram_size();
+    let ram_end = ram_end();
     let mut banks = vec![];
     for bank in LENDABLE {
         let end = bank.end().min(ram_end);

@@ -58,6 +58,9 @@ impl Vectors {
 
 /// Makes a call with these vectors in the registers; answers the registers and the vectors on return.
 pub fn smc(call: &Registers, sent: &Vectors) -> (Registers, Box<Vectors>) {
+    // Asked first: it makes the vectors as long as they can be.
+    let bytes = vector_bytes();
+    assert!(bytes <= MAX_VECTOR, "SVE has vectors of at most 2048 bits");
     let mut registers = *call;
     let mut kept = Vectors::zero();
     // SAFETY: the buffers are as long as the longest registers; the routine keeps what its caller owns.
