@@ -6,9 +6,9 @@ use crate::{
     process,
     toolchain::{self, Cross},
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::Value;
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 /// Cores as `qemu-aarch64 -cpu` takes them: Armv8.0; everything; and three vector lengths of SVE.
 const CORES: [&str; 5] =
@@ -49,13 +49,16 @@ pub fn run(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
 fn build(paths: &Paths) -> Result<Vec<PathBuf>> {
     // With rustup, the target for Linux may be installed or not; Debian's compiler always can.
     let cross = Cross::find(&[toolchain::LINUX])?;
-    let mut cargo = cross.linux(paths, "test");
-    cargo.args(["--release", "--no-run", "--package", "flexserve-kernels", "--all-features"]);
-    cargo.arg("--message-format=json-render-diagnostics");
+    let cargo = || {
+        let mut cargo = cross.linux(paths, "test");
+        cargo.args(["--release", "--no-run", "--package", "flexserve-kernels", "--all-features"]);
+        cargo
+    };
     let log = paths.out.join("log/kernels.log");
-    process::step("Building the kernels' tests for Arm", &mut cargo, &log)?;
-    let text = fs::read_to_string(&log).context("the build's messages")?;
-    let programs: Vec<PathBuf> = text.lines().filter_map(program).collect();
+    process::step("Building the kernels' tests for Arm", &mut cargo(), &log)?;
+    // Once more, with nothing left to build, to hear where the programs are.
+    let messages = cargo().arg("--message-format=json").output()?.stdout;
+    let programs: Vec<PathBuf> = String::from_utf8_lossy(&messages).lines().filter_map(program).collect();
     if programs.is_empty() {
         bail!("cargo built no test ({})", log.display());
     }
