@@ -25,6 +25,9 @@ const FFA_NUMBERS: core::ops::Range<u64> = 0x60..0xf0;
 /// `FFA_RXTX_UNMAP`: after it, a random `FFA_RXTX_MAP` could make this program's own pages the RX buffer.
 const RXTX_UNMAP: u64 = 0x67;
 
+/// A session that is never open.
+const NO_SESSION: u64 = u64::MAX;
+
 /// SplitMix64.
 struct Random(u64);
 
@@ -103,7 +106,7 @@ fn survivors(bench: &mut Bench) -> Result<(), String> {
     ffa.unmap_buffers().map_err(|e| format!("unmapping the buffers: {e}"))?;
     ffa.map_buffers(tx, rx).map_err(|e| format!("mapping the buffers: {e}"))?;
     let partition = ffa.find_partition(LLM_SERVICE).map_err(|e| format!("finding the LLM partition: {e}"))?;
-    let answer = Llm::new(ffa, partition, &mut || {}).status(1);
+    let answer = Llm::new(ffa, partition, &mut || {}).status(NO_SESSION);
     super::messages::refused("STATUS afterwards", answer, &[service::Status::NoSession])
 }
 
@@ -156,7 +159,7 @@ pub fn spinning_partition_is_preempted(bench: &mut Bench) -> Result<(), String> 
         call = registers(Function::Run32.into(), &[answer[1]]);
     }
     let partition = ffa.find_partition(LLM_SERVICE).map_err(|e| format!("finding the LLM partition: {e}"))?;
-    let answer = Llm::new(ffa, partition, &mut || {}).status(1);
+    let answer = Llm::new(ffa, partition, &mut || {}).status(NO_SESSION);
     super::messages::refused(
         "STATUS while another partition is preempted",
         answer,
