@@ -24,7 +24,7 @@ pub enum Op {
     /// The buffer is an `FFA_MEM_SHARE` of whole pages: the prompt and the token ring, see [`crate::ring`].
     /// One session at a time.
     Open = 1,
-    /// `(x5: session) -> ()`. Zeroes and relinquishes all that was loaded, and the shared buffer.
+    /// `(x5: session) -> ()`. Relinquishes all that was loaded, and the shared buffer.
     Close = 2,
     /// `(x5: session, x6: memory handle, x7: segment index or WORKSPACE) ->
     /// (x5: segments of the model, x6: segments loaded, x7: workspace granules needed)`.
@@ -41,7 +41,7 @@ pub enum Op {
     Next = 5,
     /// `(x5: session, x6: granules wanted) -> (x5: granules given up, x6: n, x7..x16: n handles)`.
     ///
-    /// The partition zeroes and relinquishes whole handles of its choice until it has given up that many granules or has
+    /// The partition relinquishes whole handles of its choice until it has given up that many granules or has
     /// none left; call again while n is [`RECALL_HANDLES`].
     Recall = 6,
     /// `(x5: session) -> (x5: State, x6: prompt tokens, x7: answer tokens, x8..x11: SHA-256 over the logits of every

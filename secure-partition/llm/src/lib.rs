@@ -6,6 +6,7 @@
 //! | [`chat`] | the model's chat template |
 //! | [`engine`] | from tokens to logits |
 //! | [`sampler`] | from logits to a token |
+//! | [`generator`] | all of these: from a prompt to an answer |
 //! | [`workspace`] | the memory that it needs, carved out of one slice |
 //! | [`error`] | why it cannot go on |
 //! | `weights` | the container's tensors as the kernels take them |
@@ -22,6 +23,7 @@ pub mod chat;
 pub mod engine;
 pub mod error;
 mod fixed;
+pub mod generator;
 mod norm;
 mod rope;
 pub mod sampler;
@@ -31,3 +33,4 @@ pub mod workspace;
 
 pub use engine::{Engine, workspace_bytes};
 pub use error::Error;
+pub use generator::Generator;

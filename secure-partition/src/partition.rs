@@ -1,0 +1,52 @@
+//! The entry, and the way to the SPMC.
+
+use crate::{
+    reply::{Reply, failure},
+    service::{Link, Message, Resources, serve},
+};
+use flexserve_abi::{
+    ffa::{LLM_PARTITION, LLM_SERVICE, NORMAL_WORLD, UuidRegisters},
+    isa::IsaFeatures,
+    service::Status,
+};
+use flexserve_kernels::isa::Isa;
+use flexserve_partition_runtime::{Borrower, Request, wait};
+use static_cell::ConstStaticCell;
+
+/// Where a prompt is copied to.
+static PROMPT: ConstStaticCell<[u8; 1 << 20]> = ConstStaticCell::new([0; 1 << 20]);
+
+/// The request that is being answered.
+struct Caller(Request);
+
+impl Caller {
+    /// Refuses what is not for this service, up to a request that is.
+    fn proper(mut self) -> (Self, Message) {
+        while self.0.source != NORMAL_WORLD || self.0.uuid != UuidRegisters::new(LLM_SERVICE) {
+            self.0 = self.0.respond_and_wait(failure(Status::NotSupported));
+        }
+        let [op, args @ ..] = self.0.args;
+        (self, Message { op, args })
+    }
+}
+
+impl Link for Caller {
+    fn exchange(&mut self, reply: Reply) -> Option<Message> {
+        let (caller, message) = Self(self.0.respond_and_wait(reply)).proper();
+        *self = caller;
+        Some(message)
+    }
+}
+
+#[allow(unsafe_code, reason = "the symbol that the runtime's entry calls")]
+#[unsafe(no_mangle)]
+extern "Rust" fn partition_main(isa: IsaFeatures) -> ! {
+    #[allow(unsafe_code, reason = "the SPMC's word for what the CPU has")]
+    // SAFETY: the SPMC read the features from the ID registers of the cores that run this partition.
+    let isa = unsafe { Isa::from_features(isa.bits()) };
+    let mut borrower = Borrower::new(LLM_PARTITION).expect("the SPMC maps this partition's buffers");
+    defmt::info!("ready");
+    let (mut link, first) = Caller(wait()).proper();
+    serve(&mut borrower, &mut link, first, Resources { prompt: PROMPT.take(), isa });
+    unreachable!("the link never ends")
+}
