@@ -31,7 +31,7 @@ pub struct Job {
     pub attack: bool,
     /// Addresses worth attacking that the normal world should not need to know otherwise.
     pub targets: Vec<Target>,
-    /// System tests to run instead of a prompt, by name; empty for a prompt, `["all"]` for all.
+    /// System tests to run instead of a prompt: those whose names contain one of these words, or all for `["all"]`.
     pub tests: Vec<String>,
 }
 
