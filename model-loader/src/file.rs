@@ -71,6 +71,33 @@ fn share(_file: &File) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Segment 0 of a container, or of what a GGUF file would become: enough to tokenize.
+///
+/// # Errors
+/// [`Error`], by name of what is wrong.
+pub fn segment_0(path: &Path) -> Result<Vec<u8>, Error> {
+    if kind(path)? == Kind::Gguf {
+        return crate::pack_manifest(&mut open_gguf(path)?);
+    }
+    let mut file = File::open(path)?;
+    let head = read_head(&mut file)?;
+    let mut first = vec![0; Header::parse(&head)?.segment(0).map_or(0, |segment| segment.granule_bytes())];
+    file.seek(SeekFrom::Start(0))?;
+    file.read_exact(&mut first)?;
+    Manifest::parse(&first)?;
+    Ok(first)
+}
+
+/// The leading bytes that [`Header::parse`] needs.
+fn read_head<R: Read + Seek>(source: &mut R) -> Result<Vec<u8>, Error> {
+    let mut head = Vec::new();
+    source.seek(SeekFrom::Start(0))?;
+    source.take(GRANULE_SIZE as u64).read_to_end(&mut head)?;
+    let needed = Header::bytes_needed(&head)?;
+    source.take(needed.saturating_sub(head.len()) as u64).read_to_end(&mut head)?;
+    Ok(head)
+}
+
 /// 64 bytes at an address that is a multiple of 64, as kernels like them.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(64))]
@@ -128,11 +155,7 @@ impl Container {
     /// [`Error::Io`], [`Error::Container`], [`Error::Truncated`].
     pub fn read<R: Read + Seek>(source: &mut R, mut progress: impl FnMut(u64, u64)) -> Result<Self, Error> {
         let length = source.seek(SeekFrom::End(0))?;
-        source.seek(SeekFrom::Start(0))?;
-        let mut head = Vec::new();
-        source.take(GRANULE_SIZE as u64).read_to_end(&mut head)?;
-        let needed = Header::bytes_needed(&head)?;
-        source.take(needed.saturating_sub(head.len()) as u64).read_to_end(&mut head)?;
+        let head = read_head(source)?;
         let header = Header::parse(&head)?;
         if header.file_bytes() != length {
             let reading = format!("a container of {} bytes", header.file_bytes());

@@ -15,4 +15,4 @@ mod pack;
 pub mod run;
 
 pub use error::Error;
-pub use pack::pack;
+pub use pack::{pack, pack_manifest};

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use flexserve_container::Manifest;
 use flexserve_llm::sampler::TOP_P_ALL;
 use flexserve_model_loader::file::{self, Container};
 use flexserve_model_loader::{Error, run};
@@ -210,8 +211,8 @@ fn answer(arguments: &RunArguments) -> Result<(), Error> {
 }
 
 fn tokenize_lines(file: &Path, special: bool) -> Result<(), Error> {
-    let container = open(file)?;
-    let manifest = container.manifest()?;
+    let segment_0 = file::segment_0(file)?;
+    let manifest = Manifest::parse(&segment_0)?;
     let mut output = std::io::BufWriter::new(std::io::stdout().lock());
     for line in std::io::stdin().lock().lines() {
         let text: String = serde_json::from_str(&line?).map_err(std::io::Error::from)?;

@@ -26,6 +26,47 @@ struct Planned {
     wire: wire::Tensor,
 }
 
+/// A container whose tensors were not packed yet: segment 0 in whole granules with its head blank, and the table.
+struct Draft {
+    tensors: Vec<Planned>,
+    table: Vec<wire::Segment>,
+    manifest: u32,
+    first: Vec<u8>,
+}
+
+impl Draft {
+    fn new<R: Read + Seek>(gguf: &mut Gguf<R>) -> Result<Self, Error> {
+        let params = architecture::read(gguf)?;
+        let mut tensors = plan(gguf, &params)?;
+        let mut table = place(&params, &mut tensors)?;
+        let (manifest, mut first) = segment_0(gguf, &params, &tensors, table.len())?;
+        finish_table(&mut table, first.len())?;
+        first.resize(first.len().next_multiple_of(GRANULE_SIZE), 0);
+        Ok(Self { tensors, table, manifest, first })
+    }
+
+    /// Segment 0, once the table has the hashes of the others. What the partition would refuse does not come out.
+    fn seal(mut self, security_version: u32) -> Result<Vec<u8>, Error> {
+        let (table, first) = (&mut self.table, &mut self.first);
+        let head_bytes = size_of::<wire::Head>() + size_of_val(&table[..]);
+        table[0].sha256 = Sha256::digest(&first[head_bytes..]).into();
+        let mut head = wire::Head {
+            magic: wire::MAGIC,
+            version: wire::VERSION.into(),
+            segments: (table.len() as u32).into(),
+            file_bytes: table.last().map_or(0, end).into(),
+            security_version: security_version.into(),
+            manifest: self.manifest.into(),
+            sha256: [0; 32],
+        };
+        head.sha256 = hash_of_head(&head, table.as_bytes());
+        first[..size_of::<wire::Head>()].copy_from_slice(head.as_bytes());
+        first[size_of::<wire::Head>()..head_bytes].copy_from_slice(table.as_bytes());
+        flexserve_container::Manifest::parse(first)?;
+        Ok(self.first)
+    }
+}
+
 /// Packs a model. `progress` is told bytes written and bytes in all.
 ///
 /// # Errors
@@ -36,40 +77,28 @@ pub fn pack<R: Read + Seek, W: Write + Seek>(
     security_version: u32,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<(), Error> {
-    let params = architecture::read(gguf)?;
-    let mut tensors = plan(gguf, &params)?;
-    let mut table = place(&params, &mut tensors)?;
-    let (manifest, mut first) = segment_0(gguf, &params, &tensors, table.len())?;
-    finish_table(&mut table, first.len())?;
-    first.resize(first.len().next_multiple_of(GRANULE_SIZE), 0);
-    let total = table.last().map_or(0, end);
-    output.seek(SeekFrom::Start(first.len() as u64))?;
-    for (index, entry) in table.iter_mut().enumerate().skip(1) {
-        let bytes = segment(gguf, &tensors, index, entry)?;
+    let mut draft = Draft::new(gguf)?;
+    let total = draft.table.last().map_or(0, end);
+    output.seek(SeekFrom::Start(draft.first.len() as u64))?;
+    for (index, entry) in draft.table.iter_mut().enumerate().skip(1) {
+        let bytes = segment(gguf, &draft.tensors, index, entry)?;
         entry.sha256 = Sha256::digest(&bytes).into();
         output.write_all(&bytes)?;
         progress(end(entry), total);
     }
-    let head_bytes = size_of::<wire::Head>() + size_of_val(&table[..]);
-    table[0].sha256 = Sha256::digest(&first[head_bytes..]).into();
-    let mut head = wire::Head {
-        magic: wire::MAGIC,
-        version: wire::VERSION.into(),
-        segments: (table.len() as u32).into(),
-        file_bytes: total.into(),
-        security_version: security_version.into(),
-        manifest: manifest.into(),
-        sha256: [0; 32],
-    };
-    head.sha256 = hash_of_head(&head, table.as_bytes());
-    first[..size_of::<wire::Head>()].copy_from_slice(head.as_bytes());
-    first[size_of::<wire::Head>()..head_bytes].copy_from_slice(table.as_bytes());
-    // What the partition would refuse is not written.
-    flexserve_container::Manifest::parse(&first)?;
+    let first = draft.seal(security_version)?;
     output.seek(SeekFrom::Start(0))?;
     output.write_all(&first)?;
     output.flush()?;
     Ok(())
+}
+
+/// Makes segment 0 alone, without the other segments' hashes: enough to look at a model or to tokenize by it.
+///
+/// # Errors
+/// [`Error`], by name of what cannot be packed and why.
+pub fn pack_manifest<R: Read + Seek>(gguf: &mut Gguf<R>) -> Result<Vec<u8>, Error> {
+    Draft::new(gguf)?.seal(0)
 }
 
 /// Offset behind a segment's granules.

@@ -124,10 +124,9 @@ impl<'g> Vocabulary<'g> {
 
     /// The tokens' bytes, as [`flexserve_container::Tokenizer::token`] gives them.
     fn bytes(&self) -> Vec<Vec<u8>> {
-        let bytes = |(id, text): (usize, &Vec<u8>)| match self.kinds[id] {
-            TokenKind::Byte => byte_of(text).map_or_else(|| text.clone(), |byte| vec![byte]),
-            _ if self.is_lettered(id) => undo_letters(text).unwrap_or_else(|| text.clone()),
-            _ => text.clone(),
+        let bytes = |(id, text): (usize, &Vec<u8>)| {
+            let undone = if self.is_lettered(id) { undo_letters(text) } else { None };
+            undone.unwrap_or_else(|| text.clone())
         };
         self.texts.iter().enumerate().map(bytes).collect()
     }
@@ -136,7 +135,7 @@ impl<'g> Vocabulary<'g> {
     fn index(&self, bytes: &[Vec<u8>]) -> Vec<U32> {
         let findable = |id: usize| match self.kind {
             TokenizerKind::Bpe => undo_letters(&self.texts[id]).is_some_and(|text| text == bytes[id]),
-            TokenizerKind::SentencePiece => self.kinds[id] != TokenKind::Byte,
+            TokenizerKind::SentencePiece => true,
         };
         let mut ids: Vec<u32> = self.ids.values().copied().filter(|&id| findable(id as usize)).collect();
         ids.sort_unstable_by_key(|&id| &bytes[id as usize]);
@@ -242,12 +241,6 @@ fn token_kind(code: i64) -> TokenKind {
     u8::try_from(code).ok().and_then(TokenKind::from_code).unwrap_or(TokenKind::Unused)
 }
 
-/// The byte that `<0xNN>` stands for.
-fn byte_of(text: &[u8]) -> Option<u8> {
-    let digits = text.strip_prefix(b"<0x")?.strip_suffix(b">")?;
-    u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
-}
-
 /// GPT-2's letter for a byte: itself if it is printable in Latin-1, or the next of those from U+0100.
 fn letter(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
@@ -282,12 +275,5 @@ mod tests {
         assert_eq!(letter(0xad), 'Ń');
         assert_eq!(undo_letters("Ġhé".as_bytes()), Some(b" h\xe9".to_vec()));
         assert_eq!(undo_letters("水".as_bytes()), None);
-    }
-
-    #[test]
-    fn byte_tokens_are_read() {
-        assert_eq!(byte_of(b"<0x0A>"), Some(10));
-        assert_eq!(byte_of(b"<0xZZ>"), None);
-        assert_eq!(byte_of(b"A"), None);
     }
 }

@@ -241,7 +241,12 @@ impl<'t> Tokenizer<'t> {
                 }
                 sink(rest);
             }
-            Some(TokenKind::Normal | TokenKind::UserDefined | TokenKind::Byte) => sink(bytes),
+            Some(TokenKind::Normal | TokenKind::UserDefined) => sink(bytes),
+            Some(TokenKind::Byte) => {
+                if let Some(byte) = (0..=u8::MAX).find(|&byte| self.tables.byte_token(byte) == Some(token)) {
+                    sink(&[byte]);
+                }
+            }
             Some(TokenKind::Unknown | TokenKind::Control | TokenKind::Unused) | None => {}
         }
     }
