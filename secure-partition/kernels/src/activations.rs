@@ -6,6 +6,9 @@ use crate::isa::{Isa, Kernel};
 /// Largest magnitude of a mantissa. Both halves of one (see [`Layout::Planes`]) fit i8.
 pub const MANTISSA_MAX: i64 = 1 << 14;
 
+/// What a block's sum is multiplied by: 2^7, the factor of minima in the format. 2^7 * 32 * 2^14 = 2^26.
+pub const SUM_SCALE: i32 = 128;
+
 /// How the mantissas of a block lie in its 32 words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -20,7 +23,7 @@ impl Isa {
     #[must_use]
     pub const fn layout(self) -> Layout {
         match self.kernel() {
-            Kernel::Plain | Kernel::Neon => Layout::Words,
+            Kernel::Plain | Kernel::Sse2 | Kernel::Neon => Layout::Words,
             Kernel::Dotprod => Layout::Planes,
         }
     }
@@ -31,7 +34,7 @@ impl Isa {
 pub struct Activations<'a> {
     /// (tokens, cols), in the [`Layout`] of the kernels.
     words: &'a [i16],
-    /// (tokens, cols / 32): sum of the mantissas of each block.
+    /// (tokens, cols / 32): [`SUM_SCALE`] * sum of the mantissas of each block.
     sums: &'a [i32],
     /// (tokens)
     exponents: &'a [i32],
@@ -63,20 +66,29 @@ impl<'a> Activations<'a> {
         self.cols
     }
 
-    /// Words, sums and exponent of one token.
-    pub(crate) fn token(&self, token: usize) -> (&'a [i16], &'a [i32], i32) {
+    /// Words of one token, [`Self::cols`] of them.
+    #[inline]
+    pub(crate) fn words(&self, token: usize) -> &'a [i16] {
+        &self.words[token * self.cols..][..self.cols]
+    }
+
+    /// Block sums of one token.
+    #[inline]
+    pub(crate) fn sums(&self, token: usize) -> &'a [i32] {
         let blocks = self.cols / BLOCK;
-        (
-            &self.words[token * self.cols..][..self.cols],
-            &self.sums[token * blocks..][..blocks],
-            self.exponents[token],
-        )
+        &self.sums[token * blocks..][..blocks]
+    }
+
+    /// Exponent of one token.
+    #[inline]
+    pub(crate) fn exponent(&self, token: usize) -> i32 {
+        self.exponents[token]
     }
 }
 
 /// Rounds one token's values to mantissas of at most [`MANTISSA_MAX`] and answers their exponent.
 ///
-/// `values[c] * 2^-frac` are the numbers; `words` gets as many, `sums` one per block. The largest magnitude decides the
+/// `values[c] * 2^-frac` are the numbers; `words` gets as many, `sums` one per block, [`SUM_SCALE`]d. The largest magnitude decides the
 /// exponent, such that it becomes a mantissa in 2^13..=2^14; zeros get exponent 0. Halves are rounded up.
 ///
 /// # Panics
@@ -100,7 +112,7 @@ pub fn quantize(layout: Layout, values: &[i64], frac: i32, words: &mut [i16], su
                 *word = (value << -shift) as i16;
             }
         }
-        *sum = block.iter().map(|&word| i32::from(word)).sum();
+        *sum = SUM_SCALE * block.iter().map(|&word| i32::from(word)).sum::<i32>();
         match layout {
             Layout::Words => words.copy_from_slice(&block),
             Layout::Planes => planes(&block, words),
@@ -136,7 +148,7 @@ mod tests {
             let both = 256 * i16::from(bytes[c].cast_signed()) + i16::from(bytes[32 + c].cast_signed());
             assert_eq!(both, words[c]);
         }
-        assert_eq!(sums[0], words.iter().map(|&w| i32::from(w)).sum());
+        assert_eq!(sums[0], 128 * words.iter().map(|&w| i32::from(w)).sum::<i32>());
     }
 
     #[test]

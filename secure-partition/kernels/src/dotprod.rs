@@ -4,7 +4,7 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 
 use crate::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
-use crate::neon::{RowSums, load, minimum, scale, store};
+use crate::neon::{RowSums, load, minimum, scale, store, words};
 use crate::plain::Sums;
 
 /// Twin of [`crate::plain::group`], on [`crate::activations::Layout::Planes`]. `sums` are read for `Q4Min` only.
@@ -32,40 +32,54 @@ fn typed<const N: usize, const OCTET: bool, const NIBBLE: bool, const MINIMUM: b
     sums: [&[i32]; N],
 ) -> Sums<N> {
     let start = if MINIMUM { 2 * SCALES } else { SCALES };
+    let x = x.map(|x| x.as_chunks::<BLOCK>().0);
     let mut out: [RowSums; N] = [[vdupq_n_s64(0); GROUP / 2]; N];
     for (b, block) in blocks.chunks_exact(format.block_bytes()).enumerate() {
-        let octets = if OCTET { Some(octets(&block[start..])) } else { None };
-        let nibbles = match NIBBLE {
-            true => Some(nibbles(&block[start + if OCTET { OCTETS } else { 0 }..])),
-            false => None,
-        };
+        let scales = words(block);
+        let minima = if MINIMUM { words(&block[SCALES..]) } else { scales };
+        let octets = if OCTET { octets(&block[start..]) } else { NO_WEIGHTS };
+        let nibbles =
+            if NIBBLE { nibbles(&block[start + if OCTET { OCTETS } else { 0 }..]) } else { NO_WEIGHTS };
         for token in 0..N {
-            let x: &[i16; BLOCK] = x[token][b * BLOCK..].first_chunk().expect("as many blocks as weights");
-            let s = match (&octets, &nibbles) {
-                (Some(octets), Some(nibbles)) => {
-                    let (o, n) = (block_dot(octets, x), block_dot(nibbles, x));
-                    let join = |o, n| vsraq_n_s32::<4>(vshlq_n_s32::<4>(o), n);
+            let x = planes(&x[token][b]);
+            let s = match (OCTET, NIBBLE) {
+                (true, false) => block_dot(&octets, &x),
+                (false, true) => block_dot(&nibbles, &x),
+                _ => {
+                    let (o, n) = (block_dot(&octets, &x), block_dot(&nibbles, &x));
                     [join(o[0], n[0]), join(o[1], n[1])]
                 }
-                (Some(weights), None) | (None, Some(weights)) => block_dot(weights, x),
-                (None, None) => [vdupq_n_s32(0); 2],
             };
-            scale(&mut out[token], block, s);
+            scale(&mut out[token], scales, s);
             if MINIMUM {
-                minimum(&mut out[token], &block[SCALES..], sums[token][b]);
+                minimum(&mut out[token], minima, sums[token][b]);
             }
         }
     }
-    out.map(|rows| store(&rows))
+    let mut stored = [[0; GROUP]; N];
+    for (stored, out) in stored.iter_mut().zip(&out) {
+        *stored = store(out);
+    }
+    stored
 }
 
 /// A block's weights: for each 4 columns, rows 0..4 and rows 4..8.
 type Weights = [[int8x16_t; 2]; BLOCK / 4];
 
+/// What a format does not have.
+// SAFETY: a vector of integers may be zero.
+const NO_WEIGHTS: Weights = unsafe { core::mem::zeroed() };
+
+// No closures below: they would not have the feature, so nothing could be inlined into them.
+
 #[inline]
 #[target_feature(enable = "dotprod")]
 fn octets(bytes: &[u8]) -> Weights {
-    core::array::from_fn(|columns| [load(bytes, 32 * columns), load(bytes, 32 * columns + 16)])
+    let mut weights = NO_WEIGHTS;
+    for (columns, weights) in weights.iter_mut().enumerate() {
+        *weights = [load(bytes, 32 * columns), load(bytes, 32 * columns + 16)];
+    }
+    weights
 }
 
 /// Nibbles, times 16.
@@ -73,7 +87,7 @@ fn octets(bytes: &[u8]) -> Weights {
 #[target_feature(enable = "dotprod")]
 fn nibbles(bytes: &[u8]) -> Weights {
     let mask = vdupq_n_s8(-16);
-    let mut weights = [[mask; 2]; BLOCK / 4];
+    let mut weights = NO_WEIGHTS;
     for pair in 0..BLOCK / 8 {
         for half in 0..2 {
             let both = load(bytes, 32 * pair + 16 * half);
@@ -84,28 +98,46 @@ fn nibbles(bytes: &[u8]) -> Weights {
     weights
 }
 
+/// 16 * octets' sum + nibbles' sum, the latter of nibbles times 16.
+#[inline]
+#[target_feature(enable = "dotprod")]
+fn join(octets: int32x4_t, nibbles: int32x4_t) -> int32x4_t {
+    vsraq_n_s32::<4>(vshlq_n_s32::<4>(octets), nibbles)
+}
+
+/// The two planes of a block of mantissas, each in two halves.
+#[inline]
+#[target_feature(enable = "dotprod")]
+fn planes(x: &[i16; BLOCK]) -> [int8x16_t; 4] {
+    let mut planes = [vdupq_n_s8(0); 4];
+    for (i, plane) in planes.iter_mut().enumerate() {
+        // SAFETY: the load is of 8 elements of `x`.
+        *plane = vreinterpretq_s8_s16(unsafe { vld1q_s16(x[8 * i..][..8].as_ptr()) });
+    }
+    planes
+}
+
 /// Dot products of 8 rows with a block of mantissas: 256 * (weights . h) + weights . l.
 #[inline]
 #[target_feature(enable = "dotprod")]
-fn block_dot(weights: &Weights, x: &[i16; BLOCK]) -> [int32x4_t; 2] {
-    // SAFETY: each load is of 8 elements of `x`.
-    let planes: [_; 4] =
-        core::array::from_fn(|i| vreinterpretq_s8_s16(unsafe { vld1q_s16(x[8 * i..][..8].as_ptr()) }));
-    core::array::from_fn(|half| {
-        let plane = |mut sum, plane: usize| {
-            for i in 0..2 {
-                let w = &weights[4 * i..];
-                let x = planes[2 * plane + i];
-                sum = sdot::<0>(sum, w[0][half], x);
-                sum = sdot::<1>(sum, w[1][half], x);
-                sum = sdot::<2>(sum, w[2][half], x);
-                sum = sdot::<3>(sum, w[3][half], x);
-            }
-            sum
-        };
-        let high = plane(vdupq_n_s32(0), 0);
-        plane(vshlq_n_s32::<8>(high), 1)
-    })
+fn block_dot(weights: &Weights, [h0, h1, l0, l1]: &[int8x16_t; 4]) -> [int32x4_t; 2] {
+    let mut sums = [vdupq_n_s32(0); 2];
+    for (half, sum) in sums.iter_mut().enumerate() {
+        let high = sixteen_columns(sixteen_columns(*sum, weights, 0, half, *h0), weights, 4, half, *h1);
+        let low = vshlq_n_s32::<8>(high);
+        *sum = sixteen_columns(sixteen_columns(low, weights, 0, half, *l0), weights, 4, half, *l1);
+    }
+    sums
+}
+
+/// Adds the products of 16 columns, `first` being the first four of them.
+#[inline]
+#[target_feature(enable = "dotprod")]
+fn sixteen_columns(sum: int32x4_t, w: &Weights, first: usize, half: usize, x: int8x16_t) -> int32x4_t {
+    let sum = sdot::<0>(sum, w[first][half], x);
+    let sum = sdot::<1>(sum, w[first + 1][half], x);
+    let sum = sdot::<2>(sum, w[first + 2][half], x);
+    sdot::<3>(sum, w[first + 3][half], x)
 }
 
 /// SDOT (by element): adds, in each 32-bit lane i, the dot product of bytes 4i.. of `a` with bytes 4 `LANE`.. of `b`.

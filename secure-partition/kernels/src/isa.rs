@@ -11,7 +11,7 @@ impl Isa {
     /// Bit of `FEAT_DotProd` in the feature word that a partition is given.
     pub const DOTPROD: u64 = 1 << 0;
 
-    /// What every CPU of the target has: NEON on AArch64, plain integer code elsewhere.
+    /// What every CPU of the target has: NEON on AArch64, SSE2 on x86-64, plain integer code elsewhere.
     pub const BASELINE: Self = Self { dotprod: false, plain: false };
 
     /// The plain twin of every kernel, on any CPU.
@@ -39,7 +39,11 @@ impl Isa {
 
     /// The kernel that serves it.
     pub(crate) const fn kernel(self) -> Kernel {
-        if self.plain || !cfg!(target_arch = "aarch64") {
+        if self.plain {
+            Kernel::Plain
+        } else if cfg!(target_arch = "x86_64") {
+            Kernel::Sse2
+        } else if !cfg!(target_arch = "aarch64") {
             Kernel::Plain
         } else if self.dotprod {
             Kernel::Dotprod
@@ -51,10 +55,11 @@ impl Isa {
 
 /// A family of kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "only the plain kernels exist there"))]
 pub(crate) enum Kernel {
     /// [`crate::plain`].
     Plain,
+    /// Every x86-64.
+    Sse2,
     /// Armv8.0-A.
     Neon,
     /// `FEAT_DotProd`.

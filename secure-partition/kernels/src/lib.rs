@@ -9,10 +9,10 @@
 //! | [`matmul`] | the product, on whatever instructions there are |
 //! | `plain` | the kernels in plain Rust, the twin of all others |
 //! | `neon`, `dotprod` | Armv8.0-A; `FEAT_DotProd` (AArch64 only) |
+//! | `sse2` | x86-64, for the host's tools |
 //! | `pack` | GGUF's types to those formats (host only, feature `pack`) |
 //!
-//! `unsafe` is in `neon` and `dotprod` (loads by address, instructions that a CPU may lack), and where [`matmul`] calls the
-//! latter; [`isa::Isa`] is the promise that it may.
+//! `unsafe` is in `neon`, `dotprod` and `sse2` (loads by address, instructions that a CPU may lack), and where [`matmul`] calls `dotprod`; [`isa::Isa`] is the promise that it may.
 #![no_std]
 
 #[cfg(any(test, feature = "std"))]
@@ -30,4 +30,6 @@ mod neon;
 #[cfg(feature = "pack")]
 pub mod pack;
 mod plain;
+#[cfg(target_arch = "x86_64")]
+mod sse2;
 pub mod vector;

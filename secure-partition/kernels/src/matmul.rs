@@ -14,9 +14,7 @@ use core::ops::Range;
 
 use crate::activations::Activations;
 use crate::format::{Format, GROUP};
-use crate::isa::Isa;
-#[cfg(target_arch = "aarch64")]
-use crate::isa::Kernel;
+use crate::isa::{Isa, Kernel};
 use crate::matrix::{Matrix, row_shift};
 use crate::plain::{self, Sums};
 
@@ -25,8 +23,8 @@ const TOKENS: usize = 4;
 
 /// Multiplies rows `8 * groups.start .. 8 * groups.end` of `weights` with every token of `x`.
 ///
-/// `each(token, row, y)` is called once per token and row, with y in Q.`frac`, rounded to nearest, halves up, and saturated
-/// to i64. Only rows that the matrix has are reported.
+/// `each(token, row, y)` is called once per token and group, with y of rows `row..row + y.len()` in Q.`frac`, rounded to
+/// nearest, halves up, and saturated to i64. Only rows that the matrix has are reported.
 ///
 /// # Panics
 /// If the number of columns differs, or there are no such groups.
@@ -36,30 +34,47 @@ pub fn matmul(
     groups: Range<usize>,
     x: &Activations,
     frac: i32,
-    mut each: impl FnMut(usize, usize, i64),
+    mut each: impl FnMut(usize, usize, &[i64]),
 ) {
     assert_eq!(weights.cols(), x.cols(), "W's columns are x's");
     for index in groups {
         let (head, blocks) = weights.group(index);
-        let shifts: [i32; GROUP] = core::array::from_fn(|row| row_shift(head, row));
         let rows = GROUP.min(weights.rows() - index * GROUP);
+        let shifts: [i32; GROUP] = core::array::from_fn(|row| row_shift(head, row));
         let mut report = |token: usize, sums: &[i64; GROUP]| {
-            let exponent = x.token(token).2;
-            for (row, (&sum, shift)) in sums.iter().zip(shifts).enumerate().take(rows) {
-                let shift = shift.saturating_add(exponent).saturating_sub(frac);
-                each(token, index * GROUP + row, scale(sum, shift));
-            }
+            let exponent = x.exponent(token).saturating_sub(frac);
+            let y = scale_row(sums, shifts.map(|shift| shift.saturating_add(exponent)));
+            each(token, index * GROUP, &y[..rows]);
         };
         let mut token = 0;
         while x.tokens() - token >= TOKENS {
             let sums = group::<TOKENS>(isa, weights.format(), blocks, x, token);
-            sums.iter().enumerate().for_each(|(i, sums)| report(token + i, sums));
+            for (i, sums) in sums.iter().enumerate() {
+                report(token + i, sums);
+            }
             token += TOKENS;
         }
         for token in token..x.tokens() {
             report(token, &group::<1>(isa, weights.format(), blocks, x, token)[0]);
         }
     }
+}
+
+/// [`scale`] of a group's sums. |sums| < 2^59.
+#[inline]
+fn scale_row(sums: &[i64; GROUP], shifts: [i32; GROUP]) -> [i64; GROUP] {
+    let mut out = *sums;
+    if shifts.iter().all(|shift| (1..=62).contains(shift)) {
+        // The common case, without branches.
+        for (out, shift) in out.iter_mut().zip(shifts) {
+            *out = (*out + (1_i64 << (shift - 1))) >> shift;
+        }
+    } else {
+        for (out, shift) in out.iter_mut().zip(shifts) {
+            *out = scale(*out, shift);
+        }
+    }
+    out
 }
 
 /// `value * 2^-shift`, rounded to nearest, halves up, saturated.
@@ -80,11 +95,13 @@ pub const fn scale(value: i64, shift: i32) -> i64 {
 }
 
 /// One group of rows with `N` tokens, `first` and those behind it.
+#[inline]
 fn group<const N: usize>(isa: Isa, format: Format, blocks: &[u8], x: &Activations, first: usize) -> Sums<N> {
-    let tokens: [_; N] = core::array::from_fn(|i| x.token(first + i));
-    let words = tokens.map(|(words, _, _)| words);
-    let sums = tokens.map(|(_, sums, _)| sums);
+    let words = core::array::from_fn(|i| x.words(first + i));
+    let sums = core::array::from_fn(|i| x.sums(first + i));
     match isa.kernel() {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Sse2 => crate::sse2::group(format, blocks, words, sums),
         #[cfg(target_arch = "aarch64")]
         Kernel::Neon => crate::neon::group(format, blocks, words, sums),
         // SAFETY: the creator of `isa` promised that the CPU has the feature.

@@ -57,6 +57,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// Head and blocks of one group.
+    #[inline]
     pub(crate) fn group(&self, index: usize) -> (&'a [u8; GROUP_HEAD], &'a [u8]) {
         let bytes = self.format.group_bytes(self.cols);
         let group = &self.bytes[index * bytes..][..bytes];
@@ -88,11 +89,13 @@ impl<'a> Matrix<'a> {
 }
 
 /// Shift of row `lane` of a group.
+#[inline]
 pub(crate) fn row_shift(head: &[u8; GROUP_HEAD], lane: usize) -> i32 {
     i32::from_le_bytes(core::array::from_fn(|i| head[4 * lane + i]))
 }
 
 /// The `lane`-th i16 of `bytes`.
+#[inline]
 pub(crate) fn half_word(bytes: &[u8], lane: usize) -> i16 {
     i16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]])
 }

@@ -32,15 +32,33 @@ fn typed<const N: usize, const OCTET: bool, const NIBBLE: bool, const MINIMUM: b
 ) -> Sums<N> {
     // SAFETY: every AArch64 target of this crate has NEON.
     let zero = unsafe { vdupq_n_s64(0) };
+    let x = x.map(|x| x.as_chunks::<BLOCK>().0);
     let mut out: [RowSums; N] = [[zero; GROUP / 2]; N];
     for (b, block) in blocks.chunks_exact(format.block_bytes()).enumerate() {
-        // One token: widen and multiply, quarter by quarter. More: widen once, into memory.
+        let scales = words(block);
+        let minima = if MINIMUM { words(&block[SCALES..]) } else { scales };
+        if N == 1 {
+            // Widen and multiply quarter by quarter, in registers.
+            let mut rows = [zero_words(); GROUP];
+            for quarter in 0..4 {
+                accumulate(&mut rows, &widen::<OCTET, NIBBLE, MINIMUM>(block, quarter), &x[0][b], quarter);
+            }
+            scale(&mut out[0], scales, reduce(&rows));
+            if MINIMUM {
+                minimum(&mut out[0], minima, sums[0][b]);
+            }
+            continue;
+        }
+        // Widen once, into memory.
         let widened: [_; 4] = core::array::from_fn(|quarter| widen::<OCTET, NIBBLE, MINIMUM>(block, quarter));
         for token in 0..N {
-            let x: &[i16; BLOCK] = x[token][b * BLOCK..].first_chunk().expect("as many blocks as weights");
-            scale(&mut out[token], block, block_dot(&widened, x));
+            let mut rows = [zero_words(); GROUP];
+            for (quarter, weights) in widened.iter().enumerate() {
+                accumulate(&mut rows, weights, &x[token][b], quarter);
+            }
+            scale(&mut out[token], scales, reduce(&rows));
             if MINIMUM {
-                minimum(&mut out[token], &block[SCALES..], sums[token][b]);
+                minimum(&mut out[token], minima, sums[token][b]);
             }
         }
     }
@@ -80,35 +98,43 @@ fn widen<const OCTET: bool, const NIBBLE: bool, const MINIMUM: bool>(
     }
 }
 
-/// Dot products of 8 rows with a block of mantissas.
+/// Zeros.
 #[inline(always)]
-fn block_dot(weights: &[[int16x8_t; 8]; 4], x: &[i16; BLOCK]) -> [int32x4_t; 2] {
-    // SAFETY: NEON is there; the 8-byte reads are of 4 elements of `x` each.
-    unsafe {
-        // Lanes: 4 columns of one row.
-        let mut rows = [vdupq_n_s32(0); GROUP];
-        for (quarter, weights) in weights.iter().enumerate() {
-            for half in 0..2 {
-                let four = x[8 * quarter + 4 * half..][..4].as_ptr().cast::<i64>().read_unaligned();
-                let four = vreinterpretq_s16_s64(vdupq_n_s64(four));
-                for pair in 0..GROUP / 2 {
-                    let weights = weights[4 * half + pair];
-                    rows[2 * pair] = vmlal_s16(rows[2 * pair], vget_low_s16(weights), vget_low_s16(four));
-                    rows[2 * pair + 1] = vmlal_high_s16(rows[2 * pair + 1], weights, four);
-                }
+fn zero_words() -> int32x4_t {
+    // SAFETY: NEON is there.
+    unsafe { vdupq_n_s32(0) }
+}
+
+/// Adds the products of 8 rows with columns `8 * quarter ..` of a block. Lanes of `rows` are 4 columns of one row.
+#[inline(always)]
+fn accumulate(rows: &mut [int32x4_t; GROUP], weights: &[int16x8_t; 8], x: &[i16; BLOCK], quarter: usize) {
+    for half in 0..2 {
+        // SAFETY: NEON is there; the 8-byte read is of 4 elements of `x`.
+        unsafe {
+            let four = x[8 * quarter + 4 * half..][..4].as_ptr().cast::<i64>().read_unaligned();
+            let four = vreinterpretq_s16_s64(vdupq_n_s64(four));
+            for pair in 0..GROUP / 2 {
+                let weights = weights[4 * half + pair];
+                rows[2 * pair] = vmlal_s16(rows[2 * pair], vget_low_s16(weights), vget_low_s16(four));
+                rows[2 * pair + 1] = vmlal_high_s16(rows[2 * pair + 1], weights, four);
             }
         }
-        core::array::from_fn(|i| {
-            let rows = &rows[4 * i..][..4];
-            vpaddq_s32(vpaddq_s32(rows[0], rows[1]), vpaddq_s32(rows[2], rows[3]))
-        })
     }
 }
 
-/// Adds scale * s for 8 rows. `scales` begins with the 8 scales.
+/// Sums the lanes of each row.
 #[inline(always)]
-pub(crate) fn scale(out: &mut RowSums, scales: &[u8], s: [int32x4_t; 2]) {
-    let [low, high] = words(scales);
+fn reduce(rows: &[int32x4_t; GROUP]) -> [int32x4_t; 2] {
+    // SAFETY: NEON is there.
+    core::array::from_fn(|i| unsafe {
+        let rows = &rows[4 * i..][..4];
+        vpaddq_s32(vpaddq_s32(rows[0], rows[1]), vpaddq_s32(rows[2], rows[3]))
+    })
+}
+
+/// Adds scale * s for 8 rows.
+#[inline(always)]
+pub(crate) fn scale(out: &mut RowSums, [low, high]: [int32x4_t; 2], s: [int32x4_t; 2]) {
     // SAFETY: NEON is there.
     unsafe {
         out[0] = vmlal_s32(out[0], vget_low_s32(low), vget_low_s32(s[0]));
@@ -118,14 +144,12 @@ pub(crate) fn scale(out: &mut RowSums, scales: &[u8], s: [int32x4_t; 2]) {
     }
 }
 
-/// Adds minimum * 128 * sum for 8 rows. `minima` begins with the 8 minima.
+/// Adds minimum * sum for 8 rows.
 #[inline(always)]
-pub(crate) fn minimum(out: &mut RowSums, minima: &[u8], sum: i32) {
-    let [low, high] = words(minima);
+pub(crate) fn minimum(out: &mut RowSums, [low, high]: [int32x4_t; 2], sum: i32) {
     // SAFETY: NEON is there.
     unsafe {
-        // |sum| <= 2^19.
-        let sum = vdup_n_s32(sum << 7);
+        let sum = vdup_n_s32(sum);
         out[0] = vmlal_lane_s32::<0>(out[0], vget_low_s32(low), sum);
         out[1] = vmlal_high_lane_s32::<0>(out[1], low, sum);
         out[2] = vmlal_lane_s32::<0>(out[2], vget_low_s32(high), sum);
@@ -135,7 +159,7 @@ pub(crate) fn minimum(out: &mut RowSums, minima: &[u8], sum: i32) {
 
 /// The first 8 i16 of `bytes`, widened.
 #[inline(always)]
-fn words(bytes: &[u8]) -> [int32x4_t; 2] {
+pub(crate) fn words(bytes: &[u8]) -> [int32x4_t; 2] {
     // SAFETY: NEON is there; `load` checks its bounds.
     unsafe {
         let words = vreinterpretq_s16_s8(load(bytes, 0));

@@ -24,7 +24,7 @@ pub(crate) fn group<const N: usize>(
             for (row, (out, s)) in out.iter_mut().zip(block_dot(&weights, x)).enumerate() {
                 *out += i64::from(half_word(block, row)) * i64::from(s);
                 if format == Format::Q4Min {
-                    *out += i64::from(half_word(&block[SCALES..], row)) * i64::from(sums[b]) * 128;
+                    *out += i64::from(half_word(&block[SCALES..], row)) * i64::from(sums[b]);
                 }
             }
         }

@@ -42,7 +42,9 @@ fn run(isa: Isa, weights: &Matrix, values: &[i64], frac: i32) -> Vec<i64> {
         .collect();
     let x = Activations::new(&words, &sums, &exponents, cols);
     let mut out = vec![i64::MIN; tokens * weights.rows()];
-    matmul(isa, weights, 0..weights.groups(), &x, frac, |t, row, y| out[t * weights.rows() + row] = y);
+    matmul(isa, weights, 0..weights.groups(), &x, frac, |t, row, y| {
+        out[t * weights.rows() + row..][..y.len()].copy_from_slice(y);
+    });
     out
 }
 

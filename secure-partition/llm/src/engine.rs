@@ -231,8 +231,9 @@ impl<'m, 'w> Engine<'m, 'w> {
         let workspace = &mut self.workspace;
         let x = activations(workspace.words, workspace.sums, workspace.exponents, tokens, weights.cols());
         matmul(self.isa, weights, 0..weights.groups(), &x, RESIDUAL_FRAC, |t, row, y| {
-            let sum = &mut workspace.residual[t * width + row];
-            *sum = sum.saturating_add(y);
+            for (sum, &y) in workspace.residual[t * width + row..][..y.len()].iter_mut().zip(y) {
+                *sum = sum.saturating_add(y);
+            }
         });
     }
 
@@ -317,5 +318,9 @@ fn activations<'a>(
 /// out (tokens, rows) = W x, in Q15.16, saturated.
 fn project(isa: Isa, weights: &Matrix, x: &Activations, out: &mut [i32]) {
     let rows = weights.rows();
-    matmul(isa, weights, 0..weights.groups(), x, FRAC, |t, row, y| out[t * rows + row] = saturate(y));
+    matmul(isa, weights, 0..weights.groups(), x, FRAC, |t, row, y| {
+        for (out, &y) in out[t * rows + row..][..y.len()].iter_mut().zip(y) {
+            *out = saturate(y);
+        }
+    });
 }
