@@ -39,12 +39,12 @@ impl Image {
         for (address, contents, size) in segments {
             let offset = address - base;
             memory = memory.max(offset + size);
-            let start = usize::try_from(offset)?;
-            let end = start + contents.len();
-            if bytes.len() < end && !contents.is_empty() {
-                bytes.resize(end, 0);
+            if !contents.is_empty() {
+                let start = usize::try_from(offset)?;
+                let end = start + contents.len();
+                bytes.resize(bytes.len().max(end), 0);
+                bytes[start..end].copy_from_slice(contents);
             }
-            bytes[start.min(end)..end].copy_from_slice(contents);
         }
         Ok(Self { base, bytes, memory })
     }

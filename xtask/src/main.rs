@@ -1,6 +1,7 @@
 //! Builds, runs, tests and measures FlexServe. `./flexserve` is its front door.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod download;
 mod elf;
 mod images;
@@ -47,6 +48,8 @@ enum Command {
     Run(run::Options),
     /// Run the tests; the last line is their sum.
     Test(test::Options),
+    /// Measure.
+    Bench(bench::Options),
     /// Pack, inspect, verify or run a model on this host.
     #[command(disable_help_flag = true)]
     Model {
@@ -83,6 +86,7 @@ fn dispatch(command: Command) -> Result<u8> {
         }
         Command::Run(options) => run::run(&paths, &options).map(|()| 0),
         Command::Test(options) => test::run(&paths, &options).map(|well| u8::from(!well)),
+        Command::Bench(options) => bench::run(&paths, &options).map(|()| 0),
         Command::Model { args } => model::forward(&paths, &args),
     }
 }

@@ -56,7 +56,7 @@ pub fn container(paths: &Paths, model: Option<&Path>) -> Result<PathBuf> {
     let folder = tempfile::tempdir_in(&models)?;
     let packed = folder.path().join("model.flx");
     let mut pack = process::command(&loader);
-    pack.arg("pack").arg(&gguf).arg(&packed);
+    pack.arg("pack").arg(&gguf).arg("--output").arg(&packed);
     let log = paths.out.join("log/pack.log");
     process::step(&format!("Packing {}", gguf.display()), &mut pack, &log)
         .with_context(|| format!("{} cannot be used", gguf.display()))?;

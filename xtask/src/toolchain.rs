@@ -42,7 +42,7 @@ impl Cross {
         }
         bail!(
             "no compiler for {}. Either: rustup target add {}; or on Debian: \
-             apt-get install --no-install-recommends rustc-web cargo-web rust-web-src",
+             apt-get install --no-install-recommends rustc-web cargo-web rust-web-src lld",
             targets.join(", "),
             targets.join(" "),
         )
@@ -80,6 +80,10 @@ impl Cross {
             Self::Debian => {
                 let mut command = process::command(DEBIAN_CARGO);
                 command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+                // The targets name rust-lld, which rustup's toolchains bring along and Debian's does not.
+                for name in ["AARCH64_UNKNOWN_NONE", "AARCH64_UNKNOWN_NONE_SOFTFLOAT"] {
+                    command.env(format!("CARGO_TARGET_{name}_LINKER"), "ld.lld");
+                }
                 command
             }
         };

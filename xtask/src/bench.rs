@@ -1,0 +1,101 @@
+//! `bench`: figures, one row each, by name.
+
+use crate::{
+    images, model,
+    paths::{self, Paths},
+    platform::Platform,
+    run,
+};
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// What `bench` can be told.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// The platform to measure.
+    #[arg(long, default_value = "qemu-rme")]
+    platform: String,
+    /// Only these; all of them otherwise.
+    benches: Vec<Bench>,
+    /// Write the rows here, as JSON.
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
+}
+
+/// A group of figures that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Bench {
+    /// From the prompt to the first token, and tokens per second, by the guest's clock.
+    Ttft,
+}
+
+/// One figure.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// Stable name.
+    pub name: &'static str,
+    /// Unit of `ours` and `peer`.
+    pub unit: &'static str,
+    /// Measured here.
+    pub ours: f64,
+    /// The same figure of whom it is compared with, if there is one.
+    pub peer: Option<f64>,
+    /// `ours / peer`.
+    pub ratio: Option<f64>,
+}
+
+impl Row {
+    fn alone(name: &'static str, unit: &'static str, ours: f64) -> Self {
+        Self { name, unit, ours, peer: None, ratio: None }
+    }
+}
+
+/// Measures, prints a line a figure, and writes `--json`.
+///
+/// # Errors
+///
+/// If a measurement fails.
+pub fn run(paths: &Paths, options: &Options) -> Result<()> {
+    let wanted = |bench: &Bench| options.benches.is_empty() || options.benches.contains(bench);
+    let mut commands = Vec::new();
+    let mut rows = Vec::new();
+    for bench in Bench::value_variants().iter().filter(|b| wanted(b)) {
+        commands.push(format!("./flexserve bench {bench:?}").to_lowercase());
+        rows.extend(match bench {
+            Bench::Ttft => ttft(paths, &options.platform)?,
+        });
+    }
+    for row in &rows {
+        println!("{:<32} {:>14.3} {}", row.name, row.ours, row.unit);
+    }
+    if let Some(out) = &options.json {
+        let text = serde_json::to_string_pretty(&json!({ "commands": commands, "rows": rows }))? + "\n";
+        paths::write_atomically(out, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// One greedy answer of 32 tokens to the default prompt by the default model.
+fn ttft(paths: &Paths, platform: &str) -> Result<Vec<Row>> {
+    let platform = Platform::load(paths, platform)?;
+    let options = run::Options { max_tokens: 32, ..run::Options::for_tests(&platform.name) };
+    let model = model::container(paths, None)?;
+    let images = images::build(paths, &platform, &options.images)?;
+    let job = run::job(&platform, &options);
+    let report = run::boot(paths, &platform, &images, &job, Some(&model), &options)?;
+    println!();
+    let faults = report.faults();
+    if !faults.is_empty() {
+        bail!("{}", faults.join("\n"));
+    }
+    let json = report.json();
+    let figure = |key: &str| json[key].as_f64().unwrap_or_default();
+    Ok(vec![
+        Row::alone("ttft_ms", "ms", figure("ttft_ms")),
+        Row::alone("tokens_per_s", "1/s", figure("tokens_per_s")),
+        Row::alone("granules_lent", "granules", figure("granules_lent")),
+    ])
+}
