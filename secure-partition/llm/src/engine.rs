@@ -1,5 +1,7 @@
 //! From tokens to logits.
 
+use core::ops::Range;
+
 use flexserve_container::{Model, Params, TensorKind};
 use flexserve_kernels::activations::{Activations, quantize};
 use flexserve_kernels::format::BLOCK;
@@ -90,7 +92,7 @@ impl<'m, 'w> Engine<'m, 'w> {
             self.batch(batch)?;
         }
         let last = (tokens.len() - 1) % BATCH;
-        self.head(last)?;
+        self.head(last..last + 1, None)?;
         Ok(self.workspace.logits)
     }
 
@@ -102,17 +104,31 @@ impl<'m, 'w> Engine<'m, 'w> {
         self.prefill(&[token])
     }
 
-    /// Adds tokens and reports the logits behind each of them: `each(index, logits)`.
+    /// Adds tokens and reports the logits behind each of them: `each(index, logits)`. `scratch` holds the logits of a few
+    /// tokens at a time, (vocab) each: the more, the faster, up to [`BATCH`].
     ///
     /// # Errors
-    /// Those of [`Self::prefill`].
-    pub fn score(&mut self, tokens: &[u32], mut each: impl FnMut(usize, &[i32])) -> Result<(), Error> {
+    /// Those of [`Self::prefill`], and [`Error::Workspace`] if `scratch` is too short for one token.
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        scratch: &mut [i32],
+        mut each: impl FnMut(usize, &[i32]),
+    ) -> Result<(), Error> {
         self.check(tokens)?;
+        let vocab = self.shape.vocab;
+        let at_once = (scratch.len() / vocab).min(BATCH);
+        if at_once == 0 {
+            return Err(Error::Workspace);
+        }
         for (b, batch) in tokens.chunks(BATCH).enumerate() {
             self.batch(batch)?;
-            for t in 0..batch.len() {
-                self.head(t)?;
-                each(b * BATCH + t, self.workspace.logits);
+            for first in (0..batch.len()).step_by(at_once) {
+                let end = batch.len().min(first + at_once);
+                self.head(first..end, Some(scratch))?;
+                for (t, logits) in (first..end).zip(scratch.chunks_exact(vocab)) {
+                    each(b * BATCH + t, logits);
+                }
             }
         }
         Ok(())
@@ -207,7 +223,7 @@ impl<'m, 'w> Engine<'m, 'w> {
     }
 
     /// Mantissas of norm(residual) of some tokens of the batch, in the same places.
-    fn normalize(&mut self, weight: &Vector, tokens: core::ops::Range<usize>) {
+    fn normalize(&mut self, weight: &Vector, tokens: Range<usize>) {
         let width = self.shape.width;
         let epsilon = self.model.manifest().params().rms_epsilon;
         for t in tokens {
@@ -291,15 +307,15 @@ impl<'m, 'w> Engine<'m, 'w> {
         self.store_mantissas(t, queries, attention::OUT_FRAC);
     }
 
-    /// Logits behind token `t` of the batch.
-    fn head(&mut self, t: usize) -> Result<(), Error> {
+    /// Logits behind some tokens of the batch, to `out` or, of one token, to the workspace.
+    fn head(&mut self, tokens: Range<usize>, out: Option<&mut [i32]>) -> Result<(), Error> {
         let head = weights::head(&self.model)?;
-        self.normalize(&weights::vector(&self.model, TensorKind::OutputNorm, 0)?, t..t + 1);
+        self.normalize(&weights::vector(&self.model, TensorKind::OutputNorm, 0)?, tokens.clone());
         let (width, workspace) = (self.shape.width, &mut self.workspace);
-        let words = &workspace.words[t * width..];
-        let sums = &workspace.sums[t * width / BLOCK..];
-        let x = Activations::new(words, sums, &workspace.exponents[t..=t], width);
-        project(self.isa, &head, &x, workspace.logits);
+        let words = &workspace.words[tokens.start * width..];
+        let sums = &workspace.sums[tokens.start * width / BLOCK..];
+        let x = Activations::new(words, sums, &workspace.exponents[tokens], width);
+        project(self.isa, &head, &x, out.unwrap_or(workspace.logits));
         Ok(())
     }
 }

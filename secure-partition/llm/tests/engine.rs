@@ -73,13 +73,13 @@ fn scores_are_the_logits_of_every_step() {
     let mut memory = memory(workspace_bytes(model.manifest().params(), CONTEXT), 0);
     let mut engine = Engine::new(model, as_bytes(&mut memory), CONTEXT, Isa::BASELINE).unwrap();
     let tokens = tokens(40);
+    let mut scratch = vec![0; 3 * VOCAB];
     let mut scores = Vec::new();
-    engine
-        .score(&tokens, |index, logits| {
-            assert_eq!(index, scores.len());
-            scores.push(logits.to_vec());
-        })
-        .unwrap();
+    let each = |index, logits: &[i32]| {
+        assert_eq!(index, scores.len());
+        scores.push(logits.to_vec());
+    };
+    engine.score(&tokens, &mut scratch, each).unwrap();
     engine.reset();
     for (token, scores) in tokens.iter().zip(&scores) {
         assert_eq!(engine.decode(*token).unwrap(), scores);
@@ -110,6 +110,7 @@ fn limits_are_errors() {
     assert_eq!(new(&mut memory[1..=bytes], CONTEXT), Err(Error::Workspace));
     let mut engine = Engine::new(model, &mut memory[..bytes], CONTEXT, Isa::BASELINE).unwrap();
     assert_eq!(engine.prefill(&[]), Err(Error::NoTokens));
+    assert_eq!(engine.score(&[0], &mut [0; VOCAB - 1], |_, _| ()), Err(Error::Workspace));
     assert_eq!(engine.decode(VOCAB as u32), Err(Error::Token(VOCAB as u32)));
     assert_eq!(engine.prefill(&[0; CONTEXT + 1]), Err(Error::ContextFull));
     assert_eq!(engine.position(), 0);
