@@ -1,0 +1,114 @@
+//! [`Hardware`] on the real machine: windows, EL3 calls, caches and TLBs, the log.
+
+use super::{
+    layout::{NORMAL_WINDOW, SECURE_WINDOW},
+    registers::{dczid, flush_asid, smc, zero_block},
+};
+use flexserve_abi::{
+    el3::{Gpi, Status, fid},
+    ffa::{EndpointId, HOSTILE_PARTITION, LLM_PARTITION},
+    log::World,
+};
+use flexserve_spmc::{
+    hardware::{Hardware, Unreachable},
+    tables::PAGE,
+};
+
+unsafe extern "C" {
+    fn guarded_copy(to: *mut u8, from: *const u8, bytes: usize) -> u64;
+}
+
+/// The machine.
+pub struct Machine;
+
+fn call(function: u32, args: [u64; 3]) -> (Option<Status>, u64) {
+    let mut registers = [0; 18];
+    registers[0] = function.into();
+    registers[1..4].copy_from_slice(&args);
+    let answer = smc(registers);
+    (Status::from_code(answer[0]), answer[1])
+}
+
+/// Zeroes Secure memory.
+///
+/// # Safety
+///
+/// The pages are mapped in the Secure window, belong to the Secure world, and nobody references them.
+pub unsafe fn zero_pages(physical: u64, pages: u32) {
+    const PROHIBITED: u64 = 1 << 4;
+    let start = SECURE_WINDOW + physical;
+    let end = start + u64::from(pages) * PAGE;
+    let dczid = dczid();
+    if dczid & PROHIBITED != 0 {
+        // SAFETY: by the caller.
+        unsafe { core::ptr::write_bytes(start as *mut u8, 0, (end - start) as usize) };
+        return;
+    }
+    let block = 4 << (dczid & 0xf);
+    for address in (start..end).step_by(block) {
+        // SAFETY: by the caller; blocks are at most 2 KiB and divide a page.
+        unsafe { zero_block(address) };
+    }
+}
+
+impl Hardware for Machine {
+    fn set_granules(&mut self, base: u64, count: u64, to: Gpi) -> (Status, u64) {
+        let (status, done) = call(fid::GRANULE_SET, [base, count, to as u64]);
+        (status.unwrap_or(Status::NotSupported), done)
+    }
+
+    fn granule(&mut self, base: u64) -> Option<Gpi> {
+        let (status, gpi) = call(fid::GRANULE_GET, [base, 0, 0]);
+        (status == Some(Status::Success)).then(|| Gpi::from_bits(gpi as u8)).flatten()
+    }
+
+    fn read_normal(&mut self, physical: u64, to: &mut [u8]) -> Result<(), Unreachable> {
+        // SAFETY: the address is in a lendable bank, all of which the window maps; a fault is caught.
+        let fault =
+            unsafe { guarded_copy(to.as_mut_ptr(), (NORMAL_WINDOW + physical) as *const u8, to.len()) };
+        if fault == 0 { Ok(()) } else { Err(Unreachable) }
+    }
+
+    fn write_normal(&mut self, physical: u64, from: &[u8]) -> Result<(), Unreachable> {
+        // SAFETY: as in `read_normal`; no Rust object lives in the normal world's memory.
+        let fault = unsafe { guarded_copy((NORMAL_WINDOW + physical) as *mut u8, from.as_ptr(), from.len()) };
+        if fault == 0 { Ok(()) } else { Err(Unreachable) }
+    }
+
+    fn read_secure(&mut self, physical: u64, to: &mut [u8]) {
+        // SAFETY: the range is a partition's, which the window maps; the partition does not run on another core, since
+        // it is the one that calls.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                (SECURE_WINDOW + physical) as *const u8,
+                to.as_mut_ptr(),
+                to.len(),
+            );
+        }
+    }
+
+    fn write_secure(&mut self, physical: u64, from: &[u8]) {
+        // SAFETY: as in `read_secure`.
+        unsafe {
+            core::ptr::copy_nonoverlapping(from.as_ptr(), (SECURE_WINDOW + physical) as *mut u8, from.len());
+        }
+    }
+
+    fn zero(&mut self, physical: u64, pages: u32) {
+        // SAFETY: the caller's contract: granules that were moved to the Secure world and that no partition has mapped.
+        unsafe { zero_pages(physical, pages) };
+    }
+
+    fn flush(&mut self, asid: u16) {
+        flush_asid(asid);
+    }
+
+    fn log(&mut self, partition: EndpointId, bytes: &[u8]) {
+        let world = match partition {
+            LLM_PARTITION => World::LlmPartition,
+            HOSTILE_PARTITION => World::HostilePartition,
+            _ => return,
+        };
+        flexserve_secure_log::emit(world, bytes);
+    }
+}
