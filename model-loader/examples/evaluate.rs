@@ -14,6 +14,7 @@ use std::thread;
 use flexserve_container::Model;
 use flexserve_kernels::isa::Isa;
 use flexserve_llm::engine::{Engine, FRAC, workspace_bytes};
+use flexserve_llm::generator::Settings;
 use flexserve_model_loader::file::{Container, Memory};
 use flexserve_model_loader::run::{Request, run, tokenize};
 use serde::Serialize;
@@ -85,16 +86,12 @@ fn nll(model: Model, tokens: &[u32]) -> Result<Vec<f64>, flexserve_llm::Error> {
     Ok(result)
 }
 
-fn answers(container: &Container, max_tokens: usize) -> Result<(), Box<dyn Error>> {
+fn answers(container: &Container, max_tokens: u64) -> Result<(), Box<dyn Error>> {
     for prompt in stdin().lock().lines() {
         let request = Request {
             prompt: prompt?,
-            raw: false,
-            max_tokens,
             context: 1024,
-            temperature: 0,
-            top_p: 0,
-            seed: 0,
+            settings: Settings { temperature: 0, top_p: 0, seed: 0, max_tokens },
             plain: false,
         };
         println!("{}", serde_json::to_string(&run(container, &request, |_| ())?)?);

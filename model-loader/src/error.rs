@@ -150,14 +150,9 @@ pub enum Error {
     /// The prompt cannot be tokenized.
     #[error("{0}")]
     Tokenize(#[from] flexserve_llm::tokenizer::Error),
-    /// The prompt does not fit.
-    #[error("the prompt has {tokens} tokens, but the context holds {context}; shorten it or raise --context")]
-    PromptTooLong {
-        /// Tokens of the prompt.
-        tokens: usize,
-        /// Tokens of the context.
-        context: usize,
-    },
+    /// The prompt cannot be answered.
+    #[error("{0}")]
+    Prompt(#[from] flexserve_llm::generator::PromptError),
 }
 
 /// A count or size above its cap.

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use flexserve_container::Manifest;
+use flexserve_llm::generator::Settings;
 use flexserve_llm::sampler::TOP_P_ALL;
 use flexserve_model_loader::file::{self, Container};
 use flexserve_model_loader::{Error, run};
@@ -65,9 +66,6 @@ struct RunArguments {
     /// The user's message.
     #[arg(long)]
     prompt: String,
-    /// Take the prompt as it is, without the chat template.
-    #[arg(long)]
-    raw: bool,
     /// Most tokens to answer.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
@@ -183,12 +181,13 @@ fn answer(arguments: &RunArguments) -> Result<(), Error> {
     let container = open(&arguments.file)?;
     let request = run::Request {
         prompt: arguments.prompt.clone(),
-        raw: arguments.raw,
-        max_tokens: arguments.max_tokens as usize,
         context: arguments.context as usize,
-        temperature: arguments.temp,
-        top_p: arguments.top_p,
-        seed: arguments.seed,
+        settings: Settings {
+            temperature: arguments.temp,
+            top_p: arguments.top_p,
+            seed: arguments.seed,
+            max_tokens: arguments.max_tokens.into(),
+        },
         plain: arguments.plain,
     };
     let mut output = std::io::stdout().lock();

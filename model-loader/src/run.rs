@@ -1,12 +1,11 @@
 //! Runs a model on the host, by the same code as the partition.
 
+use flexserve_abi::service::Finish;
 use flexserve_container::Manifest;
 use flexserve_kernels::isa::Isa;
 use flexserve_llm::chat::{self, Message, Role};
-use flexserve_llm::engine::{Engine, workspace_bytes};
-use flexserve_llm::sampler::Sampler;
+use flexserve_llm::generator::{Generator, Settings, memory_bytes};
 use flexserve_llm::tokenizer::{Piece, Tokenizer, scratch_bytes};
-use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 use crate::file::{Container, Memory};
@@ -16,29 +15,21 @@ use crate::file::{Container, Memory};
 pub struct Request {
     /// The user's message.
     pub prompt: String,
-    /// Take the prompt as it is, without the chat template.
-    pub raw: bool,
-    /// Most tokens to answer.
-    pub max_tokens: usize,
     /// Context in tokens; the model's own if it is smaller.
     pub context: usize,
-    /// Q16.16; 0 is greedy.
-    pub temperature: u32,
-    /// Q0.16
-    pub top_p: u32,
-    /// Seed of the sampler.
-    pub seed: u64,
+    /// How tokens are chosen, and how many.
+    pub settings: Settings,
     /// Plain kernels instead of the CPU's best.
     pub plain: bool,
 }
 
 /// The answer.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Answer {
     /// Tokens of the prompt, chat template included.
     pub prompt_tokens: usize,
     /// Tokens answered, without the one that ended the answer.
-    pub output_tokens: usize,
+    pub output_tokens: u64,
     /// "end_of_text", "max_tokens" or "context_full".
     pub finish: &'static str,
     /// The answer.
@@ -82,51 +73,43 @@ pub fn tokenize(
 /// Answers a request. `each` is given the bytes of each token as it comes.
 ///
 /// # Errors
-/// [`Error::PromptTooLong`], [`Error::Inference`], [`Error::Tokenize`], [`Error::Container`].
+/// [`Error::Prompt`], [`Error::Inference`], [`Error::Container`].
 pub fn run(container: &Container, request: &Request, mut each: impl FnMut(&[u8])) -> Result<Answer, Error> {
     let segments = container.segments();
     let model = container.model(&segments)?;
-    let manifest = *model.manifest();
-    let context = request.context.min(manifest.params().context as usize);
-    let prompt = tokenize(&manifest, &request.prompt, !request.raw, false)?;
-    if prompt.len() > context {
-        return Err(Error::PromptTooLong { tokens: prompt.len(), context });
-    }
-    let mut memory = Memory::zeroed(workspace_bytes(manifest.params(), context));
+    let prompt_ids = tokenize(model.manifest(), &request.prompt, true, false)?;
+    let params = *model.manifest().params();
+    let context = request.context.min(params.context as usize);
+    let mut memory = Memory::zeroed(memory_bytes(&params, context));
     let isa = if request.plain { Isa::PLAIN } else { Isa::detect() };
-    let mut engine = Engine::new(model, memory.bytes_mut(), context, isa)?;
-    let mut sampler = Sampler::new(request.temperature, request.top_p, request.seed);
-    let tokenizer = Tokenizer::new(manifest.tokenizer());
-    let (mut hash, mut text, mut output) = (Sha256::new(), Vec::new(), Vec::new());
-    engine.prefill(&prompt)?;
+    let mut generator = Generator::new(model, memory.bytes_mut(), context, isa)?;
+    generator.begin(&request.prompt, request.settings)?;
+    let (mut text, mut output_ids) = (Vec::new(), Vec::new());
     let finish = loop {
-        for logit in engine.logits() {
-            hash.update(logit.to_le_bytes());
-        }
-        let token = sampler.sample(engine.logits());
-        if tokenizer.is_end(token) {
-            break "end_of_text";
-        }
-        tokenizer.decode(token, |bytes| {
+        output_ids.extend(generator.upcoming());
+        let step = generator.next(|bytes| {
             text.extend_from_slice(bytes);
             each(bytes);
         });
-        output.push(token);
-        if output.len() == request.max_tokens {
-            break "max_tokens";
+        match step {
+            Some(Ok(Finish::Running)) => {}
+            Some(Ok(Finish::EndOfText)) | None => break "end_of_text",
+            Some(Ok(Finish::MaxTokens)) => break "max_tokens",
+            Some(Ok(Finish::ContextFull)) => break "context_full",
+            Some(Err(error)) => return Err(error.into()),
         }
-        if engine.position() == engine.context() {
-            break "context_full";
-        }
-        engine.decode(token)?;
     };
+    let (prompt_tokens, output_tokens) = generator.counts().unwrap_or_default();
+    // The last one may have ended the answer instead of being given out.
+    output_ids.truncate(output_tokens as usize);
+    let hash = generator.logits_sha256().unwrap_or_default();
     Ok(Answer {
-        prompt_tokens: prompt.len(),
-        output_tokens: output.len(),
+        prompt_tokens,
+        output_tokens,
         finish,
         text: String::from_utf8_lossy(&text).into_owned(),
-        logits_sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
-        prompt_ids: prompt,
-        output_ids: output,
+        logits_sha256: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+        prompt_ids,
+        output_ids,
     })
 }

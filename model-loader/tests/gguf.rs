@@ -5,6 +5,8 @@ mod common;
 use common::{Draft, F16, F32, Q4_0, Q4_1, Q8_0, Value, WIDTH, packed};
 use flexserve_container::wire;
 use flexserve_kernels::format::Format;
+use flexserve_llm::generator::Settings;
+use flexserve_llm::sampler::TOP_P_ALL;
 use flexserve_model_loader::file::Container;
 use flexserve_model_loader::gguf::{ARRAY_MAX, DIMENSIONS_MAX, KEYS_MAX, STRING_MAX, TENSORS_MAX};
 use flexserve_model_loader::run::{Request, run};
@@ -33,12 +35,8 @@ fn assert_says(message: String, parts: &[&str]) {
 fn request(prompt: &str) -> Request {
     Request {
         prompt: prompt.to_owned(),
-        raw: false,
-        max_tokens: 5,
         context: 64,
-        temperature: 0,
-        top_p: 1 << 16,
-        seed: 0,
+        settings: Settings { temperature: 0, top_p: TOP_P_ALL, seed: 0, max_tokens: 5 },
         plain: true,
     }
 }

@@ -189,6 +189,12 @@ impl<'m, 'w> Generator<'m, 'w> {
         }
     }
 
+    /// The token whose text [`Self::next`] gives out, unless it ends the answer. `None` if no answer is under way.
+    #[must_use]
+    pub fn upcoming(&self) -> Option<u32> {
+        self.answer.as_ref().map(|answer| answer.next)
+    }
+
     /// Tokens of the prompt and of the answer so far. `None` if no answer is under way.
     #[must_use]
     pub fn counts(&self) -> Option<(usize, u64)> {
