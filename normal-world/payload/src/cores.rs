@@ -1,6 +1,6 @@
 //! The other cores: started by PSCI on first use, then given one task at a time.
 
-use alloc::{boxed::Box, string::String};
+use alloc::{boxed::Box, format, string::String};
 use core::{
     arch::asm,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -48,20 +48,24 @@ pub fn current() -> usize {
     (mpidr & 0xff).min(MAX_CORES - 1)
 }
 
-/// Starts every core of the machine; answers how many run.
-pub fn start_all() -> usize {
-    for core in 1..MAX_CORES {
+/// Starts the other cores of a machine that has `cores`, as many as this program can use.
+///
+/// The number has to come from elsewhere: firmware may accept `CPU_ON` of a core that its port knows and the machine lacks.
+///
+/// # Errors
+///
+/// The firmware refuses to start one.
+pub fn start_all(cores: usize) -> Result<(), String> {
+    for core in 1..cores.min(MAX_CORES) {
         let top = (&raw mut STACKS).cast::<u8>().wrapping_add((core + 1) * STACK_SIZE);
         let entry = secondary_entry as *const () as u64;
-        // A machine with fewer cores has no such MPIDR.
-        if psci::cpu_on::<Smc>(core as u64, entry, top as u64).is_err() {
-            break;
-        }
+        psci::cpu_on::<Smc>(core as u64, entry, top as u64)
+            .map_err(|e| format!("starting core {core}: {e}"))?;
         while STARTED.load(Ordering::Acquire) <= core {
             core::hint::spin_loop();
         }
     }
-    count()
+    Ok(())
 }
 
 /// Cores that run.
@@ -76,7 +80,7 @@ pub fn count() -> usize {
 /// There is no such core.
 pub fn begin(core: usize, task: Task) -> Result<(), String> {
     if core == 0 || core >= count() {
-        return Err(alloc::format!("there is no core {core} to give work to"));
+        return Err(format!("there is no core {core} to give work to"));
     }
     wait(core);
     let mailbox = &MAILBOXES[core];
@@ -107,7 +111,7 @@ pub fn run<T: Send + 'static>(core: usize, task: impl FnOnce() -> T + Send + 'st
     begin(core, Box::new(move || *slot.lock() = Some(task())))?;
     wait(core);
     let value = result.lock().take();
-    value.ok_or_else(|| alloc::format!("core {core} answered nothing"))
+    value.ok_or_else(|| format!("core {core} answered nothing"))
 }
 
 fn signal() {

@@ -7,12 +7,21 @@ use flexserve_platform::FW_CFG_BASE;
 
 const SELECTOR_OFFSET: u64 = 8;
 const SIGNATURE: u16 = 0x0000;
+const CORE_COUNT: u16 = 0x0005;
 const FILE_DIRECTORY: u16 = 0x0019;
 /// Size, selector and reserved field of a directory entry, in bytes.
 const ENTRY_HEADER: usize = 8;
 const NAME_SIZE: usize = 56;
 /// Longest file that is read.
 const MAX_FILE: usize = 1 << 20;
+
+/// Cores of the machine.
+pub fn core_count() -> usize {
+    let mut count = [0; 2];
+    select(CORE_COUNT);
+    read(&mut count);
+    u16::from_le_bytes(count).into()
+}
 
 /// Reads the file `name`.
 ///

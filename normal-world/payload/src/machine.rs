@@ -26,7 +26,7 @@ fn run() -> Result<(), String> {
     let job = fw_cfg::read_file(FW_CFG_NAME)?;
     let job: Job =
         serde_json::from_slice(&job).map_err(|e| format!("the job in {FW_CFG_NAME} is malformed: {e}"))?;
-    cores::start_all();
+    cores::start_all(fw_cfg::core_count())?;
     if job.tests.is_empty() { prompt::run(&job) } else { tests::run(&job) }
 }
 
