@@ -1,0 +1,335 @@
+//! A machine of the tests' own, and a manager with two partitions on it.
+#![allow(dead_code)] // Each test file uses some of it.
+
+use arm_ffa::{FfaError, FuncId};
+use flexserve_abi::{
+    el3::{Gpi, Status},
+    ffa::{EndpointId, HOSTILE_PARTITION, LLM_PARTITION, LLM_SERVICE, PROBE_SERVICE, UuidRegisters},
+};
+use flexserve_platform::{LENDABLE, Region};
+use flexserve_spmc::{
+    claims::{Claims, WORDS},
+    hardware::{Hardware, Unreachable},
+    lending::Ledger,
+    manifest::{Manifest, Place},
+    partition::{Entry, Step},
+    registers::{Registers, Reply},
+    spmc::Spmc,
+    tables::{PAGE, Pool, Table},
+};
+use std::collections::BTreeMap;
+
+pub const BANK: Region = LENDABLE[0];
+pub const TX: u64 = BANK.base;
+pub const RX: u64 = BANK.base + 16 * PAGE;
+/// First page that tests lend.
+pub const FREE: u64 = BANK.base + 0x10_0000;
+/// Index of the LLM partition, and of the hostile one.
+pub const LLM: usize = 0;
+pub const HOSTILE: usize = 1;
+/// Granules that the fake EL3 moves in one call.
+const BATCH: u64 = 4;
+
+/// Physical memory and its worlds.
+#[derive(Default)]
+pub struct Fake {
+    /// Granules that are not the normal world's.
+    pub worlds: BTreeMap<u64, Gpi>,
+    /// Contents; a page that was never written is full of 0xa5.
+    pub memory: BTreeMap<u64, [u8; PAGE as usize]>,
+    /// EL3 refuses to move this granule.
+    pub refused: Option<u64>,
+    /// EL3 is busy so many times.
+    pub busy: u32,
+    /// What partitions logged.
+    pub logged: Vec<(EndpointId, Vec<u8>)>,
+    /// Calls of `flush`.
+    pub flushes: usize,
+}
+
+impl Fake {
+    pub fn world(&self, page: u64) -> Gpi {
+        self.worlds.get(&page).copied().unwrap_or(Gpi::NonSecure)
+    }
+
+    pub fn page(&mut self, page: u64) -> &mut [u8; PAGE as usize] {
+        self.memory.entry(page).or_insert([0xa5; PAGE as usize])
+    }
+
+    fn copy(&mut self, physical: u64, len: usize, mut each: impl FnMut(usize, &mut u8)) {
+        for i in 0..len {
+            let address = physical + i as u64;
+            each(i, &mut self.page(address & !(PAGE - 1))[(address % PAGE) as usize]);
+        }
+    }
+
+    fn reachable(&self, physical: u64, len: usize) -> Result<(), Unreachable> {
+        let end = physical + len as u64;
+        let pages = (physical & !(PAGE - 1)..end).step_by(PAGE as usize);
+        if pages.into_iter().all(|page| self.world(page) == Gpi::NonSecure) {
+            Ok(())
+        } else {
+            Err(Unreachable)
+        }
+    }
+}
+
+impl Hardware for Fake {
+    fn set_granules(&mut self, base: u64, count: u64, to: Gpi) -> (Status, u64) {
+        assert!(base.is_multiple_of(PAGE) && BANK.contains(base, count * PAGE), "{base:#x} {count}");
+        if self.busy != 0 {
+            self.busy -= 1;
+            return (Status::Busy, 0);
+        }
+        for done in 0..count {
+            let page = base + done * PAGE;
+            if done == BATCH {
+                return (Status::Incomplete, done);
+            }
+            let from = if to == Gpi::Secure { Gpi::NonSecure } else { Gpi::Secure };
+            if self.refused == Some(page) || self.world(page) != from {
+                return (Status::Denied, done);
+            }
+            self.worlds.insert(page, to);
+        }
+        (Status::Success, count)
+    }
+
+    fn granule(&mut self, base: u64) -> Option<Gpi> {
+        Some(self.world(base))
+    }
+
+    fn read_normal(&mut self, physical: u64, to: &mut [u8]) -> Result<(), Unreachable> {
+        self.reachable(physical, to.len())?;
+        self.copy(physical, to.len(), |i, byte| to[i] = *byte);
+        Ok(())
+    }
+
+    fn write_normal(&mut self, physical: u64, from: &[u8]) -> Result<(), Unreachable> {
+        self.reachable(physical, from.len())?;
+        self.copy(physical, from.len(), |i, byte| *byte = from[i]);
+        Ok(())
+    }
+
+    fn read_secure(&mut self, physical: u64, to: &mut [u8]) {
+        self.copy(physical, to.len(), |i, byte| to[i] = *byte);
+    }
+
+    fn write_secure(&mut self, physical: u64, from: &[u8]) {
+        self.copy(physical, from.len(), |i, byte| *byte = from[i]);
+    }
+
+    fn zero(&mut self, physical: u64, pages: u32) {
+        for page in 0..u64::from(pages) {
+            let page = physical + page * PAGE;
+            assert_eq!(self.world(page), Gpi::Secure, "zeroing {page:#x} would fault");
+            *self.page(page) = [0; PAGE as usize];
+        }
+    }
+
+    fn flush(&mut self, _asid: u16) {
+        self.flushes += 1;
+    }
+
+    fn log(&mut self, partition: EndpointId, bytes: &[u8]) {
+        self.logged.push((partition, bytes.to_vec()));
+    }
+}
+
+/// A manager with the LLM and the hostile partition, both waiting, and the normal world's buffers mapped.
+pub struct Bench {
+    pub spmc: Spmc<'static, Fake>,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let mut bench = Self::with_tables(64);
+        assert_eq!(bench.map(16), Ok(vec![0; 6]));
+        bench
+    }
+
+    /// With so many tables, and no buffers.
+    pub fn with_tables(tables: usize) -> Self {
+        let storage: Vec<Table> = (0..tables).map(|_| Table::new()).collect();
+        let pool = Pool::new(
+            Box::leak(storage.into_boxed_slice()),
+            Box::leak(vec![0; tables].into_boxed_slice()),
+            0x0e20_0000,
+        );
+        let claims = Claims::new(Box::leak(Box::new([0; WORDS])));
+        let ledger = Ledger::new(pool, claims, Box::leak(Box::new(heapless::Vec::new())));
+        let mut bench = Self { spmc: Spmc::new(Fake::default(), ledger) };
+        bench.add(LLM_PARTITION, 0x0e50_0000, LLM_SERVICE, 0x200, false);
+        bench.add(HOSTILE_PARTITION, 0x0e90_0000, PROBE_SERVICE, 0x201, true);
+        bench
+    }
+
+    fn add(&mut self, id: EndpointId, base: u64, service: u128, messaging: u32, restart: bool) {
+        let place = Place { id, base, size: 0x10_0000 };
+        let manifest = Manifest {
+            uuid: UuidRegisters::new(service),
+            messaging,
+            image_offset: 0x4000,
+            image_size: 0x2000,
+            memory_size: 0xfc000,
+            restart,
+        };
+        let index = self.spmc.add_partition(&place, &manifest).unwrap();
+        self.spmc.start(index);
+        assert_eq!(self.secure(index, FuncId::MsgWait32, &[]), Step::Ready);
+    }
+
+    /// A call of the normal world.
+    pub fn normal(&mut self, function: FuncId, args: &[u64]) -> Step {
+        self.spmc.normal_call(&registers(function, args))
+    }
+
+    /// A call of the normal world that is answered with `FFA_SUCCESS`: w2 to w7.
+    pub fn ok(&mut self, function: FuncId, args: &[u64]) -> Result<Vec<u64>, FfaError> {
+        result(self.normal(function, args))
+    }
+
+    /// A call of a partition.
+    pub fn secure(&mut self, index: usize, function: FuncId, args: &[u64]) -> Step {
+        self.spmc.partition_call(index, &registers(function, args))
+    }
+
+    /// A call of a partition that is answered with `FFA_SUCCESS`.
+    pub fn secure_ok(&mut self, index: usize, function: FuncId, args: &[u64]) -> Result<Vec<u64>, FfaError> {
+        result(self.secure(index, function, args))
+    }
+
+    /// Maps the normal world's buffers.
+    pub fn map(&mut self, pages: u64) -> Result<Vec<u64>, FfaError> {
+        self.ok(FuncId::RxTxMap64, &[TX, RX, pages])
+    }
+
+    /// Asks a partition something, so that it runs.
+    pub fn request(&mut self, index: usize) {
+        let id = self.spmc.partition(index).id;
+        let step = self.normal(FuncId::MsgSendDirectReq64_2, &[id.into()]);
+        assert!(matches!(step, Step::Run(_, Entry::Answer(_))), "{step:?}");
+    }
+
+    /// Maps a partition's buffers: the two pages behind its image.
+    pub fn map_secure(&mut self, index: usize) {
+        let tx = self.secure_tx(index);
+        self.secure_ok(index, FuncId::RxTxMap64, &[tx, tx + PAGE, 1]).unwrap();
+    }
+
+    pub fn secure_tx(&self, index: usize) -> u64 {
+        self.spmc.partition(index).entry + 0x2000
+    }
+
+    /// Sends a descriptor in one fragment and answers the handle.
+    pub fn send(&mut self, function: FuncId, descriptor: &[u8]) -> Result<u64, FfaError> {
+        self.spmc.hardware.write_normal(TX, descriptor).unwrap();
+        let len = descriptor.len() as u64;
+        self.ok(function, &[len, len]).map(|values| values[1] << 32 | values[0])
+    }
+
+    /// Lends ranges to the LLM partition.
+    pub fn lend(&mut self, ranges: &[(u64, u32)]) -> Result<u64, FfaError> {
+        self.send(FuncId::MemLend64, &descriptor(LLM_PARTITION, ranges))
+    }
+
+    pub fn reclaim(&mut self, handle: u64) -> Result<(), FfaError> {
+        self.ok(FuncId::MemReclaim, &[handle & 0xffff_ffff, handle >> 32]).map(drop)
+    }
+
+    /// A partition retrieves a handle: address and pages.
+    pub fn retrieve(&mut self, index: usize, request: &[u8]) -> Result<(u64, u32), FfaError> {
+        let tx = self.secure_tx(index);
+        self.spmc.hardware.write_secure(tx, request);
+        let len = request.len() as u64;
+        let answer = short(self.secure(index, FuncId::MemRetrieveReq32, &[len, len]));
+        if answer[0] != u64::from(u32::from(FuncId::MemRetrieveResp)) {
+            return Err(error(&answer));
+        }
+        let mut rx = [0; 96];
+        assert_eq!(answer[1..3], [96, 96]);
+        self.spmc.hardware.read_secure(tx + PAGE, &mut rx);
+        self.secure_ok(index, FuncId::RxRelease, &[]).unwrap();
+        let word = |at: usize| u64::from_le_bytes(rx[at..at + 8].try_into().unwrap());
+        Ok((word(80), word(88) as u32))
+    }
+
+    pub fn relinquish(&mut self, index: usize, handle: u64, flags: u32) -> Result<(), FfaError> {
+        let id = self.spmc.partition(index).id;
+        let mut bytes = handle.to_le_bytes().to_vec();
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(1_u32.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+        let tx = self.secure_tx(index);
+        self.spmc.hardware.write_secure(tx, &bytes);
+        self.secure_ok(index, FuncId::MemRelinquish, &[]).map(drop)
+    }
+}
+
+/// Registers of a call.
+pub fn registers(function: FuncId, args: &[u64]) -> Registers {
+    let mut registers = [0; 18];
+    registers[0] = u32::from(function).into();
+    registers[1..=args.len()].copy_from_slice(args);
+    registers
+}
+
+/// The registers that whoever called finds.
+pub fn short(step: Step) -> Registers {
+    match step {
+        Step::Reply(reply) => reply.over(&[0; 18]),
+        Step::Run(_, Entry::Answer(registers)) => registers,
+        other => panic!("no answer: {other:?}"),
+    }
+}
+
+pub fn error(registers: &Registers) -> FfaError {
+    assert_eq!(registers[0], u64::from(u32::from(FuncId::Error32)), "{registers:x?}");
+    FfaError::try_from(registers[2] as i32).unwrap()
+}
+
+fn result(step: Step) -> Result<Vec<u64>, FfaError> {
+    let registers = short(step);
+    if registers[0] == u64::from(u32::from(FuncId::Success32)) {
+        Ok(registers[2..8].to_vec())
+    } else {
+        Err(error(&registers))
+    }
+}
+
+/// A descriptor that lends ranges, read and write.
+pub fn descriptor(borrower: EndpointId, ranges: &[(u64, u32)]) -> Vec<u8> {
+    let mut bytes = vec![0; 48];
+    bytes[24..28].copy_from_slice(&16_u32.to_le_bytes());
+    bytes[28..32].copy_from_slice(&1_u32.to_le_bytes());
+    bytes[32..36].copy_from_slice(&48_u32.to_le_bytes());
+    bytes.extend(borrower.to_le_bytes());
+    bytes.extend([0b10, 0]);
+    bytes.extend(64_u32.to_le_bytes());
+    bytes.extend([0; 8]);
+    let pages: u32 = ranges.iter().map(|range| range.1).fold(0, u32::wrapping_add);
+    bytes.extend(pages.to_le_bytes());
+    bytes.extend((ranges.len() as u32).to_le_bytes());
+    bytes.extend([0; 8]);
+    for (base, pages) in ranges {
+        bytes.extend(base.to_le_bytes());
+        bytes.extend(pages.to_le_bytes());
+        bytes.extend([0; 4]);
+    }
+    bytes
+}
+
+/// A request to retrieve a lent handle, read and write.
+pub fn request(borrower: EndpointId, handle: u64) -> Vec<u8> {
+    let mut bytes = descriptor(borrower, &[]);
+    bytes.truncate(64);
+    bytes[4] = 0b10 << 3;
+    bytes[8..16].copy_from_slice(&handle.to_le_bytes());
+    bytes[52..56].fill(0);
+    bytes
+}
+
+/// The answer `FFA_ERROR`.
+pub fn refused(code: FfaError) -> Step {
+    Step::Reply(Reply::error(code))
+}
