@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Compares this project's tokenizer with llama.cpp's, line by line.
 
-    tokenizer.py --tool FLEXSERVE-MODEL --model MODEL.gguf [--venv FOLDER] [--json OUT] [--golden OUT]
+    tokenizer.py --tool FLEXSERVE-MODEL --model MODEL.gguf --venv FOLDER [--json OUT] [--golden FOLDER]
 
-The first call builds llama.cpp (PyPI: llama-cpp-python) in a virtual environment of its own, which takes about a
-quarter of an hour; later calls reuse it. Lines come from files that a Debian system has and from a generator with a fixed
+The first call builds llama.cpp (PyPI: llama-cpp-python) in the virtual environment FOLDER, which takes minutes; later
+calls reuse it. Lines come from files that a Debian system has and from a generator with a fixed
 seed. Besides the model's own vocabulary, variants of it are compared: other pre-tokenizers, and a SentencePiece vocabulary
 made of the same text. Exit code 1 if any line differs.
 """
@@ -14,14 +14,17 @@ import collections
 import functools
 import glob
 import json
-import os
 import pathlib
 import random
 import subprocess
 import sys
 import tempfile
 
-PACKAGES = ["llama-cpp-python==0.3.36", "gguf==0.19.0"]
+# The accuracy bench has the same peers and makes the same environment.
+ACCURACY = pathlib.Path(__file__).resolve().parents[2] / "secure-partition" / "llm" / "bench"
+sys.path.append(str(ACCURACY))
+from accuracy import enter_environment  # noqa: E402
+
 FILES = [
     "/usr/share/common-licenses/*",
     "/usr/share/perl/5*/pod/perl*.pod",
@@ -34,23 +37,6 @@ FILES = [
     "/etc/services",
 ]
 LINES_FROM_FILES = 3000
-
-
-def enter_venv(folder):
-    """Runs this script again with the virtual environment's Python, which it makes if need be."""
-    python = folder / "bin" / "python"
-    done = folder / ".flexserve-ready"
-    if not done.exists():
-        print(f"installing {', '.join(PACKAGES)} in {folder} (once; about 15 minutes)", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, "cmake", "ninja"], check=True)
-        environment = {**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}
-        environment["PATH"] = f"{folder}/bin:{environment['PATH']}"
-        subprocess.run([*pip, *PACKAGES], check=True, env=environment)
-        done.touch()
-    if pathlib.Path(sys.prefix).resolve() != folder.resolve():
-        os.execv(python, [str(python), *sys.argv])
 
 
 def lines_from_files():
@@ -168,16 +154,19 @@ def write_variant(path, tokenizer, pre, tokens, kinds, merges=None, scores=None)
     writer.close()
 
 
-def sentencepiece_vocabulary(lines):
+def sentencepiece_vocabulary(lines, most=20_000):
     """Pieces of the lines' words, the frequent ones first, with control, byte and user-defined tokens."""
     counts = collections.Counter()
     for line in lines:
         for word in ("▁" + line.replace(" ", "▁")).replace("▁", " ▁").split(" ")[:60]:
             for start in range(min(len(word), 12)):
                 counts.update(word[start : start + size] for size in range(1, min(8, len(word) - start) + 1))
-    pieces = [piece for piece, _ in counts.most_common(20_000) if not piece.startswith("<0x")]
+    pieces = [piece for piece, _ in counts.most_common(most) if not piece.startswith("<0x")]
     fixed = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)] + ["[USER]", ">>"]
-    pieces = [piece for piece in pieces if piece not in fixed]
+    # llama.cpp lets pieces merge into control tokens, so that plain text can hold them; we never do. Without parts of their
+    # texts neither can.
+    parts = {text[i:j] for text in fixed[:3] for i in range(len(text)) for j in range(i + 2, len(text) + 1)}
+    pieces = [piece for piece in pieces if piece not in fixed and piece not in parts]
     kinds = [2, 3, 3] + [6] * 256 + [4, 4] + [1] * len(pieces)
     # Equal scores now and then, so that ties are tried too.
     scores = [0.0] * len(fixed) + [-float(rank // 3) for rank in range(len(pieces))]
@@ -186,7 +175,7 @@ def sentencepiece_vocabulary(lines):
 
 def variants(model, folder, lines):
     """The model itself, then files with the same vocabulary under other rules."""
-    yield "the model's own", model
+    yield "own", model
     vocabulary = metadata(model)
     if vocabulary["merges"]:
         kinds = list(vocabulary["kinds"])
@@ -194,11 +183,11 @@ def variants(model, folder, lines):
         for pre in ["gpt-2", "llama-bpe"]:
             path = folder / f"{pre}.gguf"
             write_variant(path, "gpt2", pre, vocabulary["tokens"], kinds, merges=vocabulary["merges"])
-            yield f"gpt2, {pre}", path
+            yield pre.replace("-", "_"), path
     path = folder / "spm.gguf"
     tokens, kinds, scores = sentencepiece_vocabulary(lines)
     write_variant(path, "llama", "default", tokens, kinds, scores=scores)
-    yield "llama (SentencePiece)", path
+    yield "sentencepiece", path
 
 
 def compare(tool, model, lines):
@@ -211,25 +200,33 @@ def compare(tool, model, lines):
     return 2 * len(lines), differing
 
 
-def write_golden(path, model, lines):
-    """A sample with llama.cpp's tokens, for the unit tests."""
+def write_golden(folder, model, lines):
+    """Samples with llama.cpp's tokens, for the unit tests."""
     sample = [line for line in random.Random(3).sample(lines, len(lines)) if len(line) <= 120][:400]
-    with open(path, "w", encoding="utf-8") as file:
+    with open(folder / "tokenizer.jsonl", "w", encoding="utf-8") as file:
         for special in (False, True):
-            half = sample[:300] if not special else sample[300:]
+            half = sample[300:] if special else sample[:300]
             for line, tokens in zip(half, theirs(model, half, special), strict=True):
                 file.write(json.dumps({"text": line, "special": special, "tokens": tokens}) + "\n")
+    tokens, kinds, scores = sentencepiece_vocabulary(lines, 1200)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = pathlib.Path(temporary) / "spm.gguf"
+        write_variant(path, "llama", "default", tokens, kinds, scores=scores)
+        expected = theirs(path, sample[:150], False)
+    vocabulary = {"tokens": [token.decode() for token in tokens], "kinds": kinds, "scores": scores}
+    pairs = [{"text": line, "tokens": tokens} for line, tokens in zip(sample, expected)]
+    (folder / "sentencepiece.json").write_text(json.dumps({**vocabulary, "lines": pairs}) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tool", required=True, help="the flexserve-model program")
     parser.add_argument("--model", required=True, type=pathlib.Path)
-    parser.add_argument("--venv", type=pathlib.Path, default=pathlib.Path("out/llama-cpp"))
+    parser.add_argument("--venv", type=pathlib.Path, required=True, help="where llama.cpp is installed")
     parser.add_argument("--json", type=pathlib.Path)
-    parser.add_argument("--golden", type=pathlib.Path)
+    parser.add_argument("--golden", type=pathlib.Path, help="write the unit tests' samples to this folder instead")
     arguments = parser.parse_args()
-    enter_venv(arguments.venv)
+    enter_environment(arguments.venv)
     lines = lines_from_files() + generated_lines()
     if arguments.golden:
         return write_golden(arguments.golden, arguments.model, lines)
@@ -240,7 +237,9 @@ def main():
             print(f"{name}: {count} lines compared, {len(differing)} mismatches", flush=True)
             for line, special, own, peer in differing[:5]:
                 print(f"  {line[:200]!r} (special tokens {special})\n    ours  {own[:40]}\n    theirs {peer[:40]}")
-            rows.append({"name": f"tokenizer mismatches, {name}", "unit": "lines", "ours": len(differing), "peer": count, "ratio": None})
+            for figure, value in [("lines", count), ("mismatches", len(differing))]:
+                row = {"name": f"tokenizer_{figure}_{name}", "unit": "lines", "ours": value, "peer": None, "ratio": None}
+                rows.append(row)
             failed |= bool(differing)
     if arguments.json:
         arguments.json.write_text(json.dumps({"commands": [" ".join(sys.argv)], "rows": rows}, indent=1))

@@ -8,6 +8,14 @@ pub enum Error {
     /// Reading or writing failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+    /// A file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Output {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The first bytes are not "GGUF".
     #[error("this is not a GGUF file (it does not begin with \"GGUF\"); give a .gguf model")]
     NotGguf,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use flexserve_abi::GRANULE_SIZE;
 use flexserve_container::{Header, Manifest, Model, wire};
+use tempfile::NamedTempFile;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::error::Error;
@@ -50,13 +51,25 @@ pub fn pack_file(
     progress: impl FnMut(u64, u64),
 ) -> Result<(), Error> {
     let mut gguf = open_gguf(input)?;
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::Builder::new().prefix(".flexserve-").tempfile_in(folder)?;
+    let mut temporary = temporary_for(output)?;
     crate::pack(&mut gguf, temporary.as_file_mut(), security_version, progress)?;
-    temporary.as_file().sync_all()?;
-    let file = temporary.persist(output).map_err(|error| error.error)?;
-    share(&file)?;
-    Ok(())
+    publish(temporary, output)
+}
+
+/// An empty file beside `path`, which vanishes unless it is published.
+fn temporary_for(path: &Path) -> Result<NamedTempFile, Error> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::Builder::new().prefix(".flexserve-").tempfile_in(folder);
+    file.map_err(|source| Error::Output { path: path.to_owned(), source })
+}
+
+/// Gives a complete file its name.
+fn publish(temporary: NamedTempFile, path: &Path) -> Result<(), Error> {
+    let named = || -> std::io::Result<()> {
+        temporary.as_file().sync_all()?;
+        share(&temporary.persist(path)?)
+    };
+    named().map_err(|source| Error::Output { path: path.to_owned(), source })
 }
 
 /// Temporary files are for their owner alone; a model is for whoever may read the folder.
@@ -201,12 +214,9 @@ impl Container {
 /// Writes a file that appears complete or not at all.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// [`Error::Output`].
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    temporary.write_all(content)?;
-    let file = temporary.persist(path).map_err(|error| error.error)?;
-    share(&file)?;
-    Ok(())
+    let mut temporary = temporary_for(path)?;
+    temporary.write_all(content).map_err(|source| Error::Output { path: path.to_owned(), source })?;
+    publish(temporary, path)
 }

@@ -59,7 +59,22 @@ fn inspect_container(manifest: &Manifest, out: &mut impl Write) -> std::io::Resu
     writeln!(out, "container of {} bytes, {} granules", header.file_bytes(), header.granules())?;
     writeln!(out, "security version {}", header.security_version())?;
     writeln!(out, "name = {:?}", manifest.name())?;
-    writeln!(out, "{params:#?}")?;
+    for (what, value) in [
+        ("vocabulary", params.vocab),
+        ("embedding", params.embedding),
+        ("layers", params.layers),
+        ("heads", params.heads),
+        ("key and value heads", params.kv_heads),
+        ("width of a head", params.head_dim),
+        ("feed-forward", params.feed_forward),
+        ("context", params.context),
+        ("rotated dimensions", params.rope_dims),
+    ] {
+        writeln!(out, "{what} = {value}")?;
+    }
+    writeln!(out, "rotary base = {}", f32::from_bits(params.rope_base))?;
+    writeln!(out, "epsilon of the norms = {:e}", f64::from(params.rms_epsilon) * 2f64.powi(-32))?;
+    writeln!(out, "output head = {}", if params.tied_head { "the token embedding" } else { "its own" })?;
     let tokenizer = manifest.tokenizer();
     writeln!(out, "tokenizer: {:?}, {:?}, {} tokens", tokenizer.kind(), tokenizer.pre(), tokenizer.vocab())?;
     writeln!(

@@ -131,13 +131,19 @@ impl<'g> Vocabulary<'g> {
         self.texts.iter().enumerate().map(bytes).collect()
     }
 
+    /// Whether merging may make a token. Never one that steers the model, though llama.cpp lets it: a prompt could inject it.
+    fn is_mergeable(&self, id: usize) -> bool {
+        !matches!(self.kinds[id], TokenKind::Control | TokenKind::Unknown)
+    }
+
     /// Tokens that a search by bytes may find, sorted by their bytes.
     fn index(&self, bytes: &[Vec<u8>]) -> Vec<U32> {
         let findable = |id: usize| match self.kind {
             TokenizerKind::Bpe => undo_letters(&self.texts[id]).is_some_and(|text| text == bytes[id]),
             TokenizerKind::SentencePiece => true,
         };
-        let mut ids: Vec<u32> = self.ids.values().copied().filter(|&id| findable(id as usize)).collect();
+        let findable = |&id: &u32| self.is_mergeable(id as usize) && findable(id as usize);
+        let mut ids: Vec<u32> = self.ids.values().copied().filter(findable).collect();
         ids.sort_unstable_by_key(|&id| &bytes[id as usize]);
         ids.dedup_by_key(|id| &bytes[*id as usize]);
         ids.into_iter().map(U32::new).collect()
@@ -189,7 +195,9 @@ impl<'g> Vocabulary<'g> {
                 let rule = String::from_utf8_lossy(rule);
                 Error::Vocabulary(format!("merge {rank}, \"{rule}\", names pieces that are no tokens"))
             })?;
-            merges.push(merge);
+            if self.is_mergeable(merge.result.get() as usize) {
+                merges.push(merge);
+            }
         }
         // A stable sort: of equal rules the first one counts.
         merges.sort_by_key(|merge| (merge.left.get(), merge.right.get()));
