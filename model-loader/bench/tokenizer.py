@@ -23,6 +23,7 @@ import tempfile
 # The accuracy bench has the same peers and makes the same environment.
 ACCURACY = pathlib.Path(__file__).resolve().parents[2] / "secure-partition" / "llm" / "bench"
 sys.path.append(str(ACCURACY))
+sys.dont_write_bytecode = True
 from accuracy import enter_environment  # noqa: E402
 
 FILES = [

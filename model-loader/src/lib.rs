@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`gguf`] | the GGUF reader |
 //! | [`pack()`] | from GGUF to a container: tensors in the kernels' layouts, tokenizer tables, chat template, hashes |
-//! | [`file`] | both kinds of model file, as the command line and other tools use them |
+//! | [`mod@file`] | both kinds of model file, as the command line and other tools use them |
 //! | [`run`] | the partition's engine on the host |
 #![forbid(unsafe_code)]
 
