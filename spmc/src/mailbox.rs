@@ -87,8 +87,8 @@ mod tests {
             (0x1000, 0x3008, 1),
             (0x1000, 0x100_0000, 17),
             (0x1000, 0x100_0000, 1 << 32 | 1),
-            (u64::MAX & !0xfff, 0x1000, 1),
-            (0x1000, u64::MAX & !0xfff, 2),
+            (!0xfff, 0x1000, 1),
+            (0x1000, !0xfff, 2),
         ] {
             assert_eq!(
                 Mailbox::new(tx, rx, pages),

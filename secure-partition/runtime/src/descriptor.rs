@@ -118,7 +118,7 @@ mod tests {
             answer(0x1234, &[region(0x1000, 0)]),
             answer(0x1234, &[region(0x1001, 1)]),
             answer(0x1234, &[region(0, 1)]),
-            answer(0x1234, &[region(u64::MAX & !0xfff, 2)]),
+            answer(0x1234, &[region(!0xfff, 2)]),
             answer(0x1234, &[region(0x1000, 1), region(0x4000, 1)]),
             [0; 4096],
         ] {

@@ -295,7 +295,7 @@ fn start_partition(index: usize) {
 
 /// A fault in the SPMC's own code.
 pub extern "C" fn fault(esr: u64, far: u64, elr: u64) -> ! {
-    defmt::error!("fault: esr={=u64:#018x} far={=u64:#018x} elr={=u64:#018x}", esr, far, elr);
+    defmt::error!("panic: fault esr={=u64:#018x} far={=u64:#018x} elr={=u64:#018x}", esr, far, elr);
     registers::sleep()
 }
 

@@ -2,6 +2,7 @@
 
 use super::{
     boot::fault,
+    layout::STACK_SIZE,
     registers::{self, isb},
     simd::{Area, Swap},
 };
@@ -9,7 +10,7 @@ use core::arch::global_asm;
 use flexserve_abi::isa::IsaFeatures;
 use flexserve_spmc::registers::Registers;
 
-global_asm!(include_str!("exceptions.S"), fault = sym fault);
+global_asm!(include_str!("exceptions.S"), fault = sym fault, stack_size = const STACK_SIZE);
 
 unsafe extern "C" {
     fn enter_partition(context: *mut General) -> u64;

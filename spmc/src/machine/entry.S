@@ -173,7 +173,7 @@ start_level2:
     .space  4096
 
     .section .stacks, "aw", @nobits
-    .balign 4096
+    .balign {stack_size}
     .global stacks
 stacks:
     .space  {stack_size} * {cores}

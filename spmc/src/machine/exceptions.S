@@ -114,27 +114,30 @@ from_el0:
     ret
 
 /* A fault of the SPMC itself. Only guarded_copy may have one: memory of the normal world can move to another world at
- * any time. */
+ * any time. It uses x0 to x3; its caller expects x9 and x10 to change. */
 own_synchronous:
-    stp     x0, x1, [sp, #-16]!
-    mrs     x0, elr_el1
-    adrp    x1, guarded_copy
-    add     x1, x1, :lo12:guarded_copy
-    cmp     x0, x1
+    mrs     x9, elr_el1
+    adrp    x10, guarded_copy
+    add     x10, x10, :lo12:guarded_copy
+    cmp     x9, x10
     b.lo    own_fault
-    adrp    x1, guarded_copy_fault
-    add     x1, x1, :lo12:guarded_copy_fault
-    cmp     x0, x1
+    adrp    x10, guarded_copy_fault
+    add     x10, x10, :lo12:guarded_copy_fault
+    cmp     x9, x10
     b.hs    own_fault
-    mrs     x0, esr_el1
-    lsr     x0, x0, #26
-    cmp     x0, #0x25                       /* data abort, same exception level */
+    mrs     x9, esr_el1
+    lsr     x9, x9, #26
+    cmp     x9, #0x25                       /* data abort, same exception level */
     b.ne    own_fault
-    msr     elr_el1, x1
-    ldp     x0, x1, [sp], #16
+    msr     elr_el1, x10
     eret
 
+/* There is no way back, so the stack begins anew: it may be the one that overflowed. */
 own_fault:
+    mov     x0, sp
+    sub     x0, x0, #1
+    orr     x0, x0, #({stack_size} - 1)
+    add     sp, x0, #1
     mrs     x0, esr_el1
     mrs     x1, far_el1
     mrs     x2, elr_el1

@@ -4,7 +4,7 @@ use flexserve_spmc::tables::{PAGE, Table};
 
 /// Most cores.
 pub const CORES: usize = 8;
-/// Bytes of a core's stack, the lowest page of which is never mapped.
+/// Bytes of a core's stack, a power of two and its alignment; the lowest page is never mapped.
 pub const STACK_SIZE: u64 = 8 * PAGE;
 
 /// Secure memory, devices and the SPMC itself: address = physical address + this.

@@ -7,11 +7,11 @@ use super::{
     registers::smc,
     simd::Area,
 };
-use arm_ffa::FuncId;
+use arm_ffa::{FfaError, FuncId};
 use core::cell::UnsafeCell;
 use flexserve_spmc::{
     partition::{Entry, Phase, Step},
-    registers::{Registers, Reply},
+    registers::{Registers, Reply, function, halves},
 };
 
 /// Each core's place for the normal world's SIMD registers.
@@ -29,8 +29,33 @@ pub fn normal_world(core: usize) -> ! {
     loop {
         let call = smc(answer);
         let step = STATE.lock().as_mut().map(|spmc| spmc.normal_call(&call));
-        let reply = step.map_or(Reply::error(arm_ffa::FfaError::NotSupported), |step| finish(core, step));
+        if let Some(Step::Reply(reply)) = &step {
+            note(&call, &reply.over(&call));
+        }
+        let reply = step.map_or(Reply::error(FfaError::NotSupported), |step| finish(core, step));
         answer = reply.over(&call);
+    }
+}
+
+/// Logs what happened to memory regions.
+fn note(call: &Registers, answer: &Registers) {
+    if answer[0] as u32 != u32::from(FuncId::Success32) {
+        return;
+    }
+    match function(call) {
+        Some(
+            FuncId::MemShare32
+            | FuncId::MemShare64
+            | FuncId::MemLend32
+            | FuncId::MemLend64
+            | FuncId::MemDonate32
+            | FuncId::MemDonate64
+            | FuncId::MemFragTx,
+        ) => defmt::debug!("region {=u64:#x} has arrived", halves(answer[2], answer[3])),
+        Some(FuncId::MemReclaim) => {
+            defmt::debug!("region {=u64:#x} is reclaimed", halves(call[1], call[2]));
+        }
+        _ => {}
     }
 }
 
