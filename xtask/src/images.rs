@@ -101,6 +101,31 @@ pub fn build(paths: &Paths, platform: &Platform, replacements: &Replacements) ->
     Ok(Images { flash, logs })
 }
 
+/// Builds a flash image in which a measurement stands in the SPMC's place, and the EL3 service answers its peers' calls.
+///
+/// # Errors
+///
+/// Those of [`build`].
+pub fn el3_bench(paths: &Paths, platform: &Platform) -> Result<Images> {
+    let variant = platform.variant("bench");
+    let cross = Cross::find(&[toolchain::SOFT_FLOAT])?;
+    let release = paths.bare_metal_target().join(toolchain::SOFT_FLOAT).join("release");
+    let make = |what: &str, subcommand: &str, package: &str, more: &[&str]| {
+        let mut cargo = cross.bare_metal(paths, subcommand, toolchain::SOFT_FLOAT);
+        cargo
+            .args(["--release", "--package", package])
+            .args(more)
+            .env("FLEXSERVE_PLATFORM", platform.facts());
+        process::step(what, &mut cargo, &paths.platform(&variant.name).join(format!("log/{package}.log")))
+    };
+    make("Building flexserve-el3-bench", "build", "flexserve-el3-bench", &[])?;
+    let library = ["--features", "bench", "--crate-type", "staticlib"];
+    make("Building flexserve-el3-svc with its peers", "rustc", "flexserve-el3-svc", &library)?;
+    let replace = |name: &str, file: &str| Replacement { name: name.to_owned(), file: release.join(file) };
+    let list = vec![replace("spmc", "flexserve-el3-bench"), replace("el3-svc", "libflexserve_el3_svc.a")];
+    build(paths, &variant, &Replacements { list })
+}
+
 fn crates(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Result<Elfs> {
     let elf = |name: &str, package: &str, target: &str| -> Result<PathBuf> {
         if let Some(replacement) = replacements.list.iter().rev().find(|r| r.name == name) {
@@ -109,7 +134,7 @@ fn crates(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Re
         let cross = Cross::find(&[target])?;
         let library = name == "el3-svc";
         let mut cargo = cross.bare_metal(paths, if library { "rustc" } else { "build" }, target);
-        cargo.args(["--release", "--package", package]).env("FLEXSERVE_PLATFORM", &platform.name);
+        cargo.args(["--release", "--package", package]).env("FLEXSERVE_PLATFORM", platform.facts());
         if library {
             cargo.args(["--crate-type", "staticlib"]);
         }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 /// Everything in `fvp/<name>/` that is data.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Platform {
     /// Its name.
     pub name: String,
@@ -21,7 +21,7 @@ pub struct Platform {
 }
 
 /// What xtask needs of the memory map.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Map {
     /// EL3's SRAM.
     pub el3: Region,
@@ -54,7 +54,7 @@ pub struct Base {
 }
 
 /// How TF-A is built.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Firmware {
     /// make's variables.
     pub make: BTreeMap<String, toml::Value>,
@@ -65,14 +65,14 @@ pub struct Firmware {
 }
 
 /// Layout of the flash image.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Flash {
     /// Where the firmware image package begins.
     pub fip_offset: u64,
 }
 
 /// How QEMU is called.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub struct Machine {
     /// The program.
     pub binary: String,
@@ -104,6 +104,16 @@ impl Platform {
             machine: read(&folder.join("qemu.toml"))?,
             folder,
         })
+    }
+
+    /// The same platform with images of its own, in a folder of its own.
+    pub fn variant(&self, name: &str) -> Self {
+        Self { name: format!("{}/{name}", self.name), ..self.clone() }
+    }
+
+    /// Name of its facts, whatever the variant.
+    pub fn facts(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
     }
 
     fn names(paths: &Paths) -> Vec<String> {

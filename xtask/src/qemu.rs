@@ -26,6 +26,8 @@ pub struct Setup<'a> {
     pub job: &'a [u8],
     /// Disk with the model's container.
     pub model: Option<&'a Path>,
+    /// More arguments.
+    pub extra: &'a [&'a str],
 }
 
 /// Something that the machine did.
@@ -62,7 +64,7 @@ impl Qemu {
         let secure = listen(folder.path().join("secure"), sender, Event::Secure)?;
 
         let mut command = process::command(&machine.binary);
-        command.args(&machine.args);
+        command.args(&machine.args).args(setup.extra);
         command.args(["-m", setup.memory, "-smp", &setup.cores.to_string()]);
         command.arg("-bios").arg(setup.flash);
         for (name, path) in [("normal", &normal), ("secure", &secure)] {

@@ -47,16 +47,20 @@ impl Fault {
     }
 }
 
+/// Whether a partition's access faulted, as opposed to an interface that refused.
+fn is_partition_fault(attack: &Attack) -> bool {
+    let by_access = ["read ", "write ", "execute "].iter().any(|verb| attack.name.starts_with(verb));
+    attack.world == "S-EL0" && attack.faulted && by_access
+}
+
 impl Report {
     /// Gives the attacks from S-EL0 the syndrome that the SPMC logged, in the order in which both came. Attacks that an
     /// interface refused, instead of a fault, logged none.
     fn attacks_with_syndromes(&self) -> Vec<Attack> {
         let mut attacks = self.attacks.clone();
-        let of_partitions = |a: &&mut Attack| {
-            let by_fault = ["read", "write", "execute"].iter().any(|verb| a.name.starts_with(verb));
-            a.world == "S-EL0" && a.faulted && a.esr == 0 && by_fault
-        };
-        for (attack, fault) in attacks.iter_mut().filter(of_partitions).zip(&self.partition_faults) {
+        for (attack, fault) in
+            attacks.iter_mut().filter(|a| is_partition_fault(a)).zip(&self.partition_faults)
+        {
             (attack.esr, attack.far) = (fault.esr, fault.far);
         }
         attacks
@@ -76,6 +80,13 @@ impl Report {
                 let (lent, recalled) = (done.granules_lent, done.granules_recalled);
                 faults.push(format!("{lent} granules were lent, but {recalled} recalled"));
             }
+        }
+        let claimed = self.attacks.iter().filter(|a| is_partition_fault(a)).count();
+        let logged = self.partition_faults.len();
+        if claimed > logged {
+            faults.push(format!(
+                "{claimed} accesses from S-EL0 are said to have faulted, the SPMC logged {logged}"
+            ));
         }
         for attack in self.attacks.iter().filter(|a| !a.faulted) {
             faults.push(format!("{} succeeded to {} on core {}", attack.world, attack.name, attack.core));
@@ -168,6 +179,8 @@ mod tests {
         report.panic = Some("panic at x".to_owned());
         report.error = Some("e".to_owned());
         assert_eq!(report.faults().len(), 5);
+        report.attacks.push(attack("read lent granule", "S-EL0", true));
+        assert_eq!(report.faults().len(), 6, "a fault that the SPMC did not log");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `bench`: figures, one row each, by name.
 
+mod granules;
+
 use crate::{
     images, model,
     paths::{self, Paths},
@@ -28,6 +30,10 @@ pub struct Options {
 /// A group of figures that are measured together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Bench {
+    /// Instructions of a call to EL3 that does nothing.
+    Smc,
+    /// Instructions for each granule that moves between worlds, and TLB invalidations.
+    Granules,
     /// From the prompt to the first token, and tokens per second, by the guest's clock.
     Ttft,
 }
@@ -36,7 +42,7 @@ enum Bench {
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// Stable name.
-    pub name: &'static str,
+    pub name: String,
     /// Unit of `ours` and `peer`.
     pub unit: &'static str,
     /// Measured here.
@@ -48,8 +54,12 @@ pub struct Row {
 }
 
 impl Row {
-    fn alone(name: &'static str, unit: &'static str, ours: f64) -> Self {
-        Self { name, unit, ours, peer: None, ratio: None }
+    fn alone(name: impl Into<String>, unit: &'static str, ours: f64) -> Self {
+        Self { name: name.into(), unit, ours, peer: None, ratio: None }
+    }
+
+    fn against(name: String, unit: &'static str, ours: f64, peer: f64) -> Self {
+        Self { name, unit, ours, peer: Some(peer), ratio: Some(ours / peer) }
     }
 }
 
@@ -62,14 +72,28 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     let wanted = |bench: &Bench| options.benches.is_empty() || options.benches.contains(bench);
     let mut commands = Vec::new();
     let mut rows = Vec::new();
+    let platform = Platform::load(paths, &options.platform)?;
+    // Both groups come from one run.
+    let counted = if wanted(&Bench::Smc) || wanted(&Bench::Granules) {
+        granules::measure(paths, &platform)?
+    } else {
+        vec![]
+    };
+    let (calls, moves): (Vec<Row>, Vec<Row>) = counted.into_iter().partition(|row| row.name == "null_smc");
     for bench in Bench::value_variants().iter().filter(|b| wanted(b)) {
         commands.push(format!("./flexserve bench {bench:?}").to_lowercase());
         rows.extend(match bench {
-            Bench::Ttft => ttft(paths, &options.platform)?,
+            Bench::Smc => calls.clone(),
+            Bench::Granules => moves.clone(),
+            Bench::Ttft => ttft(paths, &platform)?,
         });
     }
     for row in &rows {
-        println!("{:<32} {:>14.3} {}", row.name, row.ours, row.unit);
+        let peer = match (row.peer, row.ratio) {
+            (Some(peer), Some(ratio)) => format!(", peer {peer:.2}, ratio {ratio:.3}"),
+            _ => String::new(),
+        };
+        println!("{:<32} {:>14.2} {}{peer}", row.name, row.ours, row.unit);
     }
     if let Some(out) = &options.json {
         let text = serde_json::to_string_pretty(&json!({ "commands": commands, "rows": rows }))? + "\n";
@@ -79,13 +103,12 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
 }
 
 /// One greedy answer of 32 tokens to the default prompt by the default model.
-fn ttft(paths: &Paths, platform: &str) -> Result<Vec<Row>> {
-    let platform = Platform::load(paths, platform)?;
+fn ttft(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
     let options = run::Options { max_tokens: 32, ..run::Options::for_tests(&platform.name) };
     let model = model::container(paths, None)?;
-    let images = images::build(paths, &platform, &options.images)?;
-    let job = run::job(&platform, &options);
-    let report = run::boot(paths, &platform, &images, &job, Some(&model), &options)?;
+    let images = images::build(paths, platform, &options.images)?;
+    let job = run::job(platform, &options);
+    let report = run::boot(paths, platform, &images, &job, Some(&model), &options)?;
     println!();
     let faults = report.faults();
     if !faults.is_empty() {
