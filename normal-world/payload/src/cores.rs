@@ -9,7 +9,7 @@ use core::{
 use smccc::{Smc, psci};
 use spin::Mutex;
 
-use crate::mmu;
+use crate::{gic, mmu};
 
 /// Most cores that this program uses.
 pub const MAX_CORES: usize = 8;
@@ -86,7 +86,7 @@ pub fn begin(core: usize, task: Task) -> Result<(), String> {
     let mailbox = &MAILBOXES[core];
     *mailbox.task.lock() = Some(task);
     mailbox.busy.store(true, Ordering::Release);
-    signal();
+    gic::wake(core);
     Ok(())
 }
 
@@ -114,20 +114,18 @@ pub fn run<T: Send + 'static>(core: usize, task: impl FnOnce() -> T + Send + 'st
     value.ok_or_else(|| format!("core {core} answered nothing"))
 }
 
-fn signal() {
-    // SAFETY: a barrier and an event.
-    unsafe { asm!("dsb ish", "sev", options(nostack, preserves_flags)) };
-}
-
 #[unsafe(no_mangle)]
 extern "C" fn secondary_main() -> ! {
     mmu::adopt();
-    let mailbox = &MAILBOXES[current()];
+    let core = current();
+    gic::init_core(core);
+    let mailbox = &MAILBOXES[core];
     STARTED.fetch_add(1, Ordering::AcqRel);
     loop {
         while !mailbox.busy.load(Ordering::Acquire) {
-            // SAFETY: waits for an event.
-            unsafe { asm!("wfe", options(nomem, nostack, preserves_flags)) };
+            // SAFETY: waits for an interrupt, which is not taken. (`wfe` would do on hardware; an emulator spins on it.)
+            unsafe { asm!("wfi", options(nomem, nostack, preserves_flags)) };
+            gic::acknowledge();
         }
         let task = mailbox.task.lock().take();
         if let Some(task) = task {

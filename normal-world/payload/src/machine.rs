@@ -6,7 +6,7 @@ use core::panic::PanicInfo;
 use flexserve_client::job::{FW_CFG_NAME, Job};
 use smccc::{Smc, psci};
 
-use crate::{cores, fw_cfg, heap, mmu, prompt, record, tests, timer};
+use crate::{cores, fw_cfg, gic, heap, mmu, prompt, record, tests, timer};
 
 core::arch::global_asm!(include_str!("entry.S"));
 
@@ -15,7 +15,7 @@ extern "C" fn payload_main() -> ! {
     heap::init();
     mmu::enable();
     record::init();
-    timer::init();
+    gic::init();
     if let Err(message) = run() {
         record::error(message);
     }

@@ -18,6 +18,8 @@ mod exceptions;
 #[cfg(target_os = "none")]
 mod fw_cfg;
 #[cfg(target_os = "none")]
+mod gic;
+#[cfg(target_os = "none")]
 mod heap;
 #[cfg(target_os = "none")]
 mod machine;

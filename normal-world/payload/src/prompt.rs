@@ -12,7 +12,7 @@ use flexserve_client::{
 };
 
 use crate::{
-    attack, record,
+    attack, gic, record,
     session::{Container, Session},
     system::System,
     timer,
@@ -30,7 +30,7 @@ pub struct Mode {
 }
 
 /// How a prompt of the host's is answered.
-pub const STREAM: Mode = Mode { period_us: 2000, tokens_per_call: 4, stream: true };
+pub const STREAM: Mode = Mode { period_us: 5000, tokens_per_call: 4, stream: true };
 
 /// The answer as it comes.
 struct Answer<'a> {
@@ -78,7 +78,7 @@ impl<'a> Answer<'a> {
     /// An interrupt has preempted the partition.
     fn interrupted(&mut self) {
         self.preemptions += 1;
-        timer::acknowledge();
+        gic::acknowledge();
         self.drain();
         timer::arm(self.mode.period_us);
     }
@@ -195,7 +195,7 @@ pub fn answer(
         timer::arm(mode.period_us);
         let step = session.service(system, &mut interrupted).next(session.id, mode.tokens_per_call);
         timer::disarm();
-        timer::acknowledge();
+        gic::acknowledge();
         answer.borrow_mut().drain();
         if let Some(between) = between.take() {
             between(system, session)?;

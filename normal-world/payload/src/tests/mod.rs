@@ -72,11 +72,11 @@ const TESTS: &[Test] = &[
     Test { name: "robustness/random_calls", run: robustness::random_calls },
     Test { name: "robustness/random_calls_on_two_cores", run: robustness::random_calls_on_two_cores },
     // The same prompt gives the same answer, preempted or not, and the normal world keeps its registers.
+    Test { name: "inference/held_memory_is_not_reclaimed", run: inference::held_memory_is_not_reclaimed },
     Test { name: "inference/preempted_answer_is_the_same", run: inference::preempted_answer_is_the_same },
     Test { name: "inference/bad_prompts", run: inference::bad_prompts },
     Test { name: "inference/vector_registers_survive", run: inference::vector_registers_survive },
     Test { name: "inference/concurrent_callers", run: inference::concurrent_callers },
-    Test { name: "inference/held_memory_is_not_reclaimed", run: inference::held_memory_is_not_reclaimed },
     Test { name: "inference/recall_gives_everything_back", run: inference::recall_gives_everything_back },
     // A partition that never answers still loses the core to the normal world's interrupt.
     Test {
@@ -90,6 +90,8 @@ struct Bench {
     system: System,
     job: Job,
     loaded: Option<(Session, Ring<'static>)>,
+    /// The undisturbed answer and the hash of its logits, once somebody has asked for it.
+    calm: Option<(String, [u8; 32])>,
 }
 
 impl Bench {
@@ -119,7 +121,7 @@ const PROMPT_ROOM: usize = 64 << 10;
 pub fn run(job: &Job) -> Result<(), String> {
     let wanted =
         |test: &&Test| job.tests.iter().any(|word| word == "all" || test.name.contains(word.as_str()));
-    let mut bench = Bench { system: System::start()?, job: job.clone(), loaded: None };
+    let mut bench = Bench { system: System::start()?, job: job.clone(), loaded: None, calm: None };
     for test in TESTS.iter().filter(wanted) {
         let error = (test.run)(&mut bench).err();
         record::emit(&Record::Test { name: test.name.to_owned(), error });

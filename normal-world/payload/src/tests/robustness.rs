@@ -16,7 +16,7 @@ use flexserve_client::{
 };
 
 use super::{Bench, ensure};
-use crate::{cores, record, system::Smc, timer};
+use crate::{cores, gic, record, system::Smc, timer};
 
 /// Calls of one run.
 const CALLS: u32 = 20_000;
@@ -90,7 +90,7 @@ fn storm(seed: u64) {
     for _ in 0..CALLS {
         let mut answer = Smc.call(random.call());
         while answer[0] == u64::from(u32::from(Function::Interrupt32)) {
-            timer::acknowledge();
+            gic::acknowledge();
             answer = Smc.call(registers(Function::Run32.into(), &[answer[1]]));
         }
     }
@@ -149,7 +149,7 @@ pub fn spinning_partition_is_preempted(bench: &mut Bench) -> Result<(), String> 
     for round in 0..20 {
         timer::arm(500);
         let answer = Smc.call(call);
-        let fired = timer::acknowledge();
+        let fired = gic::acknowledge();
         timer::disarm();
         ensure!(
             answer[0] == u64::from(u32::from(Function::Interrupt32)) && fired,
