@@ -23,6 +23,16 @@ pub mod fid {
     pub const STATS: u32 = 0xC300_0020;
 }
 
+/// Calls that exist only in a BL31 whose service was built with the feature `bench`: what the service is measured against.
+pub mod peer {
+    /// Returns at once.
+    pub const NULL: u32 = 0xC300_00F0;
+    /// `(x1: base) -> (x0: 0 or a negative errno)`: `gpt_delegate_pas` of BL31 for one granule.
+    pub const DELEGATE: u32 = 0xC300_00F1;
+    /// Likewise `gpt_undelegate_pas`.
+    pub const UNDELEGATE: u32 = 0xC300_00F2;
+}
+
 /// What `VERSION` answers: major in `[31:16]`, minor in `[15:0]`.
 pub const VERSION: u32 = 1 << 16;
 
@@ -132,15 +142,18 @@ pub enum Counter {
     Batches = 2,
     /// Calls refused, whatever the status.
     Refused = 3,
+    /// TLB invalidations, each with its barrier.
+    TlbInvalidations = 4,
 }
 
 impl Counter {
     /// Every counter, in order of its index, with the name it has in reports.
-    pub const ALL: [(Self, &'static str); 4] = [
+    pub const ALL: [(Self, &'static str); 5] = [
         (Self::Lent, "granules_lent"),
         (Self::Returned, "granules_returned"),
         (Self::Batches, "batches"),
         (Self::Refused, "refused"),
+        (Self::TlbInvalidations, "tlb_invalidations"),
     ];
 }
 

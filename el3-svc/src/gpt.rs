@@ -5,7 +5,10 @@ use crate::{
     gpt_range::{Tables, move_range},
     protection::{GranuleProtection, Moved},
 };
-use core::arch::asm;
+use core::{
+    arch::asm,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use flexserve_abi::{GRANULE_SIZE, el3::Gpi};
 
 /// Bytes that one bit of BL31's lock covers: `RME_GPT_BITLOCK_BLOCK` (1) times 512 MB.
@@ -19,13 +22,26 @@ unsafe extern "C" {
 
 /// The tables that the hardware walks.
 #[derive(Debug)]
-pub struct GranuleProtectionTables;
+pub struct GranuleProtectionTables {
+    invalidations: AtomicU64,
+}
+
+impl GranuleProtectionTables {
+    /// The tables that GPTBR_EL3 points to.
+    pub const fn new() -> Self {
+        Self { invalidations: AtomicU64::new(0) }
+    }
+}
 
 impl GranuleProtection for GranuleProtectionTables {
     const BACKEND: u64 = 1;
 
     fn physical_address_bits(&self) -> u64 {
         layout().physical_address_bits()
+    }
+
+    fn tlb_invalidations(&self) -> u64 {
+        self.invalidations.load(Ordering::Relaxed)
     }
 
     fn owner(&self, base: u64) -> Option<Gpi> {
@@ -65,6 +81,7 @@ impl Tables for GranuleProtectionTables {
     }
 
     fn invalidate(&self, base: u64, bytes: u64) {
+        self.invalidations.fetch_add(1, Ordering::Relaxed);
         let operand = range_operand(base, bytes);
         // SAFETY: TLBI RPALOS (Arm DDI 0487, C5.5) drops cached copies of entries, which are always correct to drop.
         unsafe {

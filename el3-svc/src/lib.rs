@@ -8,12 +8,16 @@
 //!
 //! Only `gpt` and `tfa` use `unsafe`: the first reads and writes the tables and issues the instructions around a change,
 //! the second is called by BL31.
+//!
+//! The feature `bench` adds what the service is measured against; `./flexserve bench smc` builds with it.
 #![no_std]
 
 #[cfg(target_os = "none")]
 mod gpt;
 pub mod gpt_format;
 pub mod gpt_range;
+#[cfg(all(target_os = "none", feature = "bench"))]
+mod peer;
 pub mod protection;
 pub mod protocol;
 #[cfg(target_os = "none")]

@@ -29,6 +29,9 @@ pub trait GranuleProtection {
     /// Bits in a physical address.
     fn physical_address_bits(&self) -> u64;
 
+    /// TLB invalidations that it has made since boot.
+    fn tlb_invalidations(&self) -> u64;
+
     /// Who may access the granule at `base`. `None` where the mechanism does not cover it.
     fn owner(&self, base: u64) -> Option<Gpi>;
 

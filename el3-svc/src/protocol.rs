@@ -44,13 +44,18 @@ impl From<Status> for Reply {
 pub struct Service<P> {
     protection: P,
     lendable: &'static [Region],
-    counters: [AtomicU64; Counter::ALL.len()],
+    /// By index of [`Counter`], those that the mechanism does not keep.
+    counters: [AtomicU64; Counter::TlbInvalidations as usize],
 }
 
 impl<P: GranuleProtection> Service<P> {
     /// A service that moves granules of the `lendable` banks only, whatever a caller asks.
     pub const fn new(protection: P, lendable: &'static [Region]) -> Self {
-        Self { protection, lendable, counters: [const { AtomicU64::new(0) }; Counter::ALL.len()] }
+        Self {
+            protection,
+            lendable,
+            counters: [const { AtomicU64::new(0) }; Counter::TlbInvalidations as usize],
+        }
     }
 
     /// Answers one call. Takes bounded time: at most [`BATCH_LIMIT`] granules move.
@@ -83,12 +88,14 @@ impl<P: GranuleProtection> Service<P> {
     }
 
     fn stats(&self, index: u64) -> Reply {
-        usize::try_from(index)
-            .ok()
-            .and_then(|i| self.counters.get(i))
-            .map_or(Status::InvalidParameters.into(), |c| {
-                Reply(Status::Success.code(), c.load(Ordering::Relaxed))
-            })
+        let kept = usize::try_from(index).ok().and_then(|i| self.counters.get(i));
+        match kept {
+            Some(counter) => Reply(Status::Success.code(), counter.load(Ordering::Relaxed)),
+            None if index == Counter::TlbInvalidations as u64 => {
+                Reply(Status::Success.code(), self.protection.tlb_invalidations())
+            }
+            None => Status::InvalidParameters.into(),
+        }
     }
 
     fn granule_get(&self, caller: Caller, base: u64) -> Reply {
@@ -213,6 +220,10 @@ mod tests {
             40
         }
 
+        fn tlb_invalidations(&self) -> u64 {
+            77
+        }
+
         fn owner(&self, base: u64) -> Option<Gpi> {
             Some(if self.0.lock().unwrap().contains(&base) { Gpi::Secure } else { Gpi::NonSecure })
         }
@@ -260,6 +271,18 @@ mod tests {
         assert_eq!(set(&s, BANK.base, 2, Gpi::Secure), Reply(0, 2));
         assert_eq!(set(&s, BANK.base, 2, Gpi::NonSecure), Reply(0, 2));
         assert_eq!((stat(&s, Counter::Lent), stat(&s, Counter::Returned)), (2, 2));
+    }
+
+    #[test]
+    fn every_counter_is_told_and_no_other() {
+        let s = service();
+        let stats = |index| s.handle(Caller::Realm, call(fid::STATS, &[index]));
+        for (counter, _) in Counter::ALL {
+            assert_eq!(stats(counter as u64).0, 0);
+        }
+        assert_eq!(stats(Counter::TlbInvalidations as u64).1, 77);
+        assert_eq!(stats(Counter::ALL.len() as u64), Status::InvalidParameters.into());
+        assert_eq!(stats(u64::MAX), Status::InvalidParameters.into());
     }
 
     #[test]
