@@ -179,7 +179,7 @@ impl<H: Hardware> Spmc<'_, H> {
     fn run(&mut self, registers: &Registers) -> Result<Step, FfaError> {
         let (id, context) = endpoints(registers[1]);
         let index = self.find(id).filter(|_| context == 0).ok_or(FfaError::InvalidParameters)?;
-        self.partitions[index].resume(NORMAL_WORLD).map(|entry| Step::Run(index, entry))
+        self.partitions[index].resume().map(|entry| Step::Run(index, entry))
     }
 
     /// `FFA_PARTITION_INFO_GET` (DEN0077A v1.2, section 13.8).

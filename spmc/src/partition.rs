@@ -134,15 +134,12 @@ impl Partition {
     /// # Errors
     ///
     /// [`FfaError::Aborted`]; [`FfaError::Busy`] if it is running; [`FfaError::Denied`] if it has nothing to do.
-    pub fn resume(&mut self, caller: EndpointId) -> Result<Entry, FfaError> {
+    pub fn resume(&mut self) -> Result<Entry, FfaError> {
         match (self.phase, self.pause) {
             (Phase::Aborted, _) => Err(FfaError::Aborted),
             (Phase::Fresh | Phase::Waiting, _) => Err(FfaError::Denied),
             (Phase::Starting | Phase::Serving, None) => Err(FfaError::Busy),
             (Phase::Starting | Phase::Serving, Some(pause)) => {
-                if self.call.is_some_and(|call| call.caller != caller) {
-                    return Err(FfaError::Denied);
-                }
                 self.pause = None;
                 Ok(match pause {
                     Pause::Interrupted => Entry::Resume,

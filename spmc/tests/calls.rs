@@ -245,6 +245,8 @@ fn an_interrupt_pauses_and_run_goes_on() {
     assert_eq!(yielded[..2], [0x8400_006c, 0x8001_0000]);
     let Step::Run(LLM, Entry::Answer(answer)) = run(&mut bench) else { panic!() };
     assert_eq!(answer[0], 0x8400_0061);
+    bench.spmc.interrupted(LLM);
+    assert_eq!(run(&mut bench), Step::Run(LLM, Entry::Resume));
     for target in [0x8001_0001_u64, 0x8003_0000, 0x0000_8001] {
         assert_eq!(bench.normal(FuncId::Run32, &[target]), refused(FfaError::InvalidParameters));
     }
