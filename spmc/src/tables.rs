@@ -70,7 +70,7 @@ pub mod bits {
     pub const PRIVILEGED_NO_EXECUTE: u64 = 1 << 53;
     /// EL0 may not execute (of a page of TTBR1: nor, with E2H, anybody unprivileged).
     pub const USER_NO_EXECUTE: u64 = 1 << 54;
-    /// In a table descriptor: nothing below may be written (APTable[1]).
+    /// In a table descriptor: nothing below may be written (`APTable[1]`).
     pub const TABLE_READ_ONLY: u64 = 1 << 62;
     /// Output address of a table, block or page.
     pub const ADDRESS: u64 = 0x0000_ffff_ffff_f000;

@@ -5,7 +5,7 @@ use flexserve_abi::{
     ffa::{HOSTILE_PARTITION, NORMAL_WORLD},
     probe::Op,
 };
-use flexserve_partition_runtime::{Borrower, Error, IsaFeatures, smc_from_partition, wait};
+use flexserve_partition_runtime::{Borrower, Error, IsaFeatures, raw_call, wait};
 
 /// x4 of the response to an unknown operation.
 const UNKNOWN_OP: u64 = u64::MAX;
@@ -41,7 +41,7 @@ fn attempt(op: Op, arg: u64, borrower: &mut Result<Borrower, Error>) -> u64 {
             0
         }
         Op::Retrieve => steal(arg, borrower),
-        Op::GranuleSet => smc_from_partition(fid::GRANULE_SET.into(), [arg, 1, Gpi::NonSecure as u64]),
+        Op::GranuleSet => raw_call(fid::GRANULE_SET.into(), [arg, 1, Gpi::NonSecure as u64]),
         Op::Spin => loop {
             core::hint::spin_loop();
         },

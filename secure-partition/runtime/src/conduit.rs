@@ -57,7 +57,7 @@ fn expect_request(registers: Registers) -> Request {
 /// Any other function than FF-A's over the partition's conduit: what an attacker in a partition would try. The SPMC
 /// answers x0 = `NOT_SUPPORTED` (-1).
 #[must_use]
-pub fn smc_from_partition(function: u64, args: [u64; 3]) -> u64 {
+pub fn raw_call(function: u64, args: [u64; 3]) -> u64 {
     let mut registers = [0; 18];
     registers[0] = function;
     registers[1..4].copy_from_slice(&args);

@@ -1,22 +1,10 @@
 //! Start-up: what must happen before the first line of Rust.
 
-use core::{
-    arch::global_asm,
-    mem::MaybeUninit,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use core::arch::global_asm;
 use flexserve_abi::isa::IsaFeatures;
-
-/// What the binary supplies under the symbol `partition_main`.
-pub type PartitionMain = fn(IsaFeatures) -> !;
 
 unsafe extern "Rust" {
     safe fn partition_main(isa: IsaFeatures) -> !;
-}
-
-unsafe extern "C" {
-    static mut __heap_start: [MaybeUninit<u8>; 0];
-    static __partition_end: [u8; 0];
 }
 
 // x0 is reserved, x1 the ISA features. FFA_MEM_PERM_SET (SMC64): x1 = address, x2 = pages, x3 = permissions
@@ -78,18 +66,4 @@ partition_entry:
 
 extern "C" fn start(isa: u64) -> ! {
     partition_main(IsaFeatures::from_bits(isa))
-}
-
-/// The partition's memory behind its image, uninitialised, page aligned. `None` on a second call.
-#[must_use]
-pub fn take_heap() -> Option<&'static mut [MaybeUninit<u8>]> {
-    static TAKEN: AtomicBool = AtomicBool::new(false);
-    if TAKEN.swap(true, Ordering::Relaxed) {
-        return None;
-    }
-    let start = &raw mut __heap_start;
-    let len = (&raw const __partition_end) as usize - start as usize;
-    // SAFETY: the linker script puts nothing between the two symbols, the entry code made the pages writable, and only
-    // the first call gets here.
-    Some(unsafe { core::slice::from_raw_parts_mut(start.cast(), len) })
 }

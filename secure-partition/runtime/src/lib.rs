@@ -1,6 +1,6 @@
 //! What an S-EL0 partition stands on: entry code, FF-A calls to the SPMC, borrowed memory, logs, the panic handler.
 //!
-//! A partition is a binary crate that supplies [`PartitionMain`] under the symbol `partition_main`:
+//! A partition is a binary crate that supplies the function `partition_main`:
 //!
 //! ```ignore
 //! #[unsafe(no_mangle)]
@@ -21,7 +21,7 @@
 //! | `message` | requests and errors, from and to registers | forbidden |
 //! | `descriptor` | what `FFA_MEM_RETRIEVE_REQ` sends and gets | forbidden |
 //! | `conduit` | the SVC instruction | one instruction |
-//! | `memory` | RX/TX buffers, [`Lent`] and [`Shared`] regions | addresses that the SPMC answers |
+//! | `memory` | RX/TX buffers, `Lent` and `Shared` regions | addresses that the SPMC answers |
 //! | `entry`, `log` | start-up, defmt by `FFA_CONSOLE_LOG`, panics | linker symbols |
 #![no_std]
 // The host tests the pure modules; what uses them there are only those tests.
@@ -44,8 +44,6 @@ pub use flexserve_abi::isa::IsaFeatures;
 pub use message::{Error, Request};
 
 #[cfg(target_os = "none")]
-pub use conduit::{smc_from_partition, wait};
-#[cfg(target_os = "none")]
-pub use entry::{PartitionMain, take_heap};
+pub use conduit::{raw_call, wait};
 #[cfg(target_os = "none")]
 pub use memory::{Borrower, Lent, Shared};
