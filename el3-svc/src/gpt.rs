@@ -31,6 +31,13 @@ impl GranuleProtectionTables {
     pub const fn new() -> Self {
         Self { invalidations: AtomicU64::new(0) }
     }
+
+    fn transfer(&self, base: u64, count: u64, from: Gpi, to: Gpi) -> Moved {
+        let layout = layout();
+        let locks = layout.level0_end() as *mut u8;
+        let access = Access { locks, line: cache_line(), invalidations: &self.invalidations };
+        move_range(&layout, &access, (base, count), from, to)
+    }
 }
 
 impl GranuleProtection for GranuleProtectionTables {
@@ -45,37 +52,52 @@ impl GranuleProtection for GranuleProtectionTables {
     }
 
     fn owner(&self, base: u64) -> Option<Gpi> {
-        layout().owner(base, |address| self.read(address))
+        layout().owner(base, read)
     }
 
     fn lend(&self, base: u64, count: u64) -> Moved {
-        move_range(&layout(), self, (base, count), Gpi::NonSecure, Gpi::Secure)
+        self.transfer(base, count, Gpi::NonSecure, Gpi::Secure)
     }
 
     fn give_back(&self, base: u64, count: u64) -> Moved {
-        move_range(&layout(), self, (base, count), Gpi::Secure, Gpi::NonSecure)
+        self.transfer(base, count, Gpi::Secure, Gpi::NonSecure)
     }
 }
 
-impl Tables for GranuleProtectionTables {
+/// The tables during one call.
+struct Access<'a> {
+    /// BL31 keeps its locks, a bit for each 512 MB, behind the level-0 table.
+    locks: *mut u8,
+    /// Bytes of the smallest data cache line.
+    line: u64,
+    invalidations: &'a AtomicU64,
+}
+
+impl Access<'_> {
+    fn lock_for(&self, base: u64) -> (*mut u8, u8) {
+        let index = base / LOCK_BYTES;
+        (self.locks.wrapping_add((index / 8) as usize), 1 << (index % 8))
+    }
+}
+
+impl Tables for Access<'_> {
     fn read(&self, address: u64) -> u64 {
-        // SAFETY: BL31 maps its tables flat, and the address comes from the registers that the hardware walks them by.
-        unsafe { (address as *const u64).read_volatile() }
+        read(address)
     }
 
     fn write(&self, address: u64, entry: u64) {
-        // SAFETY: as in `read`; the lock for this entry is held, and BL31's own library takes the same one.
+        // SAFETY: as for reads; the lock for this entry is held, and BL31's own library takes the same one.
         unsafe { (address as *mut u64).write_volatile(entry) }
     }
 
     fn lock(&self, base: u64) {
-        let (lock, mask) = lock_for(base);
+        let (lock, mask) = self.lock_for(base);
         // SAFETY: the byte is BL31's, of its type, and mapped.
         unsafe { bit_lock(lock, mask) }
     }
 
     fn unlock(&self, base: u64) {
-        let (lock, mask) = lock_for(base);
+        let (lock, mask) = self.lock_for(base);
         // SAFETY: as in `lock`; this core holds the bit.
         unsafe { bit_unlock(lock, mask) }
     }
@@ -90,7 +112,7 @@ impl Tables for GranuleProtectionTables {
     }
 
     fn flush(&self, base: u64, bytes: u64, pas: Gpi) {
-        let line = cache_line();
+        let line = self.line;
         // Bit 63 is NS, bit 62 NSE: Secure 00, Non-secure 10.
         let space = if pas == Gpi::NonSecure { 1 << 63 } else { 0 };
         let mut at = base | space;
@@ -117,6 +139,11 @@ impl Tables for GranuleProtectionTables {
     }
 }
 
+fn read(address: u64) -> u64 {
+    // SAFETY: BL31 maps its tables flat, and the address comes from the registers that the hardware walks them by.
+    unsafe { (address as *const u64).read_volatile() }
+}
+
 fn layout() -> Layout {
     let (gptbr, gpccr): (u64, u64);
     // SAFETY: reads GPTBR_EL3 and GPCCR_EL3 (Arm DDI 0487, D24.2), which exist wherever this backend is used.
@@ -125,12 +152,6 @@ fn layout() -> Layout {
             options(nomem, nostack, preserves_flags));
     }
     Layout::new(gptbr, gpccr)
-}
-
-/// BL31 keeps its locks, a bit for each 512 MB, behind the level-0 table.
-fn lock_for(base: u64) -> (*mut u8, u8) {
-    let index = base / LOCK_BYTES;
-    ((layout().level0_end() + index / 8) as *mut u8, 1 << (index % 8))
 }
 
 /// Bytes of the smallest data cache line, a power of two from 16 to 1024 (CTR_EL0.DminLine).

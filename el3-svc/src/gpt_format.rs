@@ -16,12 +16,14 @@ pub struct Layout {
 impl Layout {
     /// From the values of `GPTBR_EL3` and `GPCCR_EL3`.
     #[must_use]
-    pub const fn new(gptbr: u64, gpccr: u64) -> Self {
+    pub fn new(gptbr: u64, gpccr: u64) -> Self {
+        /// Bits in a protected physical address, by GPCCR_EL3.PPS.
+        static PPS: [u8; 8] = [32, 36, 40, 42, 44, 48, 52, 52];
         Self {
             // GPTBR_EL3.BADDR, bits [39:0], counts 4 KB.
             level0: (gptbr & ((1 << 40) - 1)) << 12,
             // GPCCR_EL3.PPS, bits [2:0].
-            address_bits: [32, 36, 40, 42, 44, 48, 52, 52][(gpccr & 7) as usize],
+            address_bits: PPS[(gpccr & 7) as usize].into(),
             // GPCCR_EL3.L0GPTSZ, bits [23:20]: 1 GB times 2^L0GPTSZ.
             region_shift: 30 + ((gpccr >> 20) & 0xf) as u32,
         }

@@ -139,6 +139,8 @@ impl<T: Tables> Block<'_, T> {
     }
 
     /// Makes sure that no contiguous descriptor reaches past the `bytes` that will change. At most 8192 + 512 + 32 writes.
+    ///
+    /// What TLBs hold of the larger block stays true but for those bytes, whose invalidation drops it.
     fn shatter(&self, bytes: u64) {
         for (size, part) in [
             (Contiguous::Block512M, Some(Contiguous::Block32M)),
@@ -152,7 +154,6 @@ impl<T: Tables> Block<'_, T> {
             let gpi = (entry >> 4 & 0xf) as u8;
             let base = self.start & !(size.bytes() - 1);
             self.write_block(base, size, part.map_or(uniform(gpi), |part| part.descriptor(gpi)));
-            self.tables.invalidate(base, size.bytes());
         }
     }
 
@@ -161,16 +162,18 @@ impl<T: Tables> Block<'_, T> {
     fn fuse(&self, gpi: Gpi) -> Option<(u64, u64)> {
         let mut made = None;
         let mut whole = uniform(gpi as u8);
-        let mut part = ENTRY;
+        let mut part = 1;
         for size in [Contiguous::Block2M, Contiguous::Block32M, Contiguous::Block512M] {
             let base = self.start & !(size.bytes() - 1);
+            let entries = size.bytes() / ENTRY;
+            let first = self.table.entry(base);
             if !self.table.covers(size.bytes())
-                || !(0..size.bytes() / part).all(|i| self.read(base + i * part) == whole)
+                || !(0..entries).step_by(part).all(|i| self.tables.read(first + i * 8) == whole)
             {
                 break;
             }
             whole = size.descriptor(gpi as u8);
-            part = size.bytes();
+            part = entries as usize;
             self.write_block(base, size, whole);
             made = Some((base, size.bytes()));
         }
@@ -178,8 +181,9 @@ impl<T: Tables> Block<'_, T> {
     }
 
     fn write_block(&self, base: u64, size: Contiguous, entry: u64) {
+        let first = self.table.entry(base);
         for i in 0..size.bytes() / ENTRY {
-            self.tables.write(self.table.entry(base + i * ENTRY), entry);
+            self.tables.write(first + i * 8, entry);
         }
     }
 }

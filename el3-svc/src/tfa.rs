@@ -66,7 +66,7 @@ unsafe extern "C" fn handle(
 ) -> *mut u64 {
     #[cfg(feature = "bench")]
     // SAFETY: by this function's contract.
-    if unsafe { crate::peer::handle(fid, handle) } {
+    if fid >= el3::peer::NULL && unsafe { crate::peer::handle(fid, handle) } {
         return handle;
     }
     // SMC_FROM_MASK of TF-A's smccc.h: bit 0 says not Secure, bit 5 then says Realm.
@@ -77,7 +77,7 @@ unsafe extern "C" fn handle(
     };
     // SAFETY: BL31 passes the context that it will restore, at least x0 to x30, and nothing else refers to it meanwhile.
     let registers = unsafe { &mut *handle.cast::<[u64; 18]>() };
-    let [_, args @ ..] = *registers;
+    let [_, args @ ..] = registers;
     let reply = SERVICE.handle(caller, Call { fid, args });
     registers[0] = reply.0;
     registers[1] = reply.1;

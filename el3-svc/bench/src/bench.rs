@@ -40,9 +40,12 @@ extern "C" fn main() -> ! {
     // SAFETY: the MMU is off, so every access is a device access at its physical address.
     unsafe { flexserve_secure_log::init(World::Spmc, SECURE_UART_BASE as usize) };
     row("null_smc", 1, || call(fid::VERSION, &[]), || call(peer::NULL, &[]));
+    // Keeps the blocks around it from becoming uniform, so that no figure but the batch's makes or shatters large blocks.
+    set(BLOCK + 511 * GRANULE, 1, Gpi::Secure);
     single();
-    batch();
     list();
+    set(BLOCK + 511 * GRANULE, 1, Gpi::NonSecure);
+    batch();
     tlbi();
     defmt::info!("bench done");
     loop {
