@@ -79,6 +79,7 @@ fn scale_row(sums: &[i64; GROUP], shifts: [i32; GROUP]) -> [i64; GROUP] {
 
 /// `value * 2^-shift`, rounded to nearest, halves up, saturated.
 #[must_use]
+#[inline]
 pub const fn scale(value: i64, shift: i32) -> i64 {
     if shift > 62 {
         0

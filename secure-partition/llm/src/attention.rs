@@ -3,6 +3,8 @@
 //! Keys, values and queries are stored as mantissas of at most [`MANTISSA_MAX`] under one exponent per head and position.
 //! Weights are not divided by their sum: the result is.
 
+use flexserve_kernels::matmul::scale;
+
 use crate::fixed::{LOG2_E, exp2, saturate};
 
 /// Largest magnitude of a mantissa: 32 products of two of them fit i32 (8191^2 * 32 < 2^31).
@@ -13,7 +15,9 @@ pub const HEAD_DIM_MAX: usize = 256;
 const CHUNK: usize = 32;
 /// Positions whose weighted values are summed in i32: 16 * 2^14 * 8191 < 2^31.
 const POSITIONS: usize = 16;
-/// Fraction bits of [`Head::attend`]'s result.
+/// Dimensions that are mixed together.
+const DIMENSIONS: usize = 32;
+/// Fraction bits of [`attend`]'s result.
 pub const OUT_FRAC: i32 = 40;
 
 /// Rounds `values * 2^-frac` to mantissas and answers their exponent: value = mantissa * 2^-exponent.
@@ -62,27 +66,42 @@ pub struct Query<'a> {
 pub fn attend(query: Query, cache: Cache, scores: &mut [i32], weights: &mut [i16], out: &mut [i64]) {
     let sum = softmax(query, cache, scores);
     let top = spread(cache.value_exponents, scores, weights);
-    out.fill(0);
-    let head_dim = out.len();
-    let mut partial = [0_i32; HEAD_DIM_MAX];
-    let partial = &mut partial[..head_dim];
-    for (weights, values) in weights.chunks(POSITIONS).zip(cache.values.chunks(POSITIONS * head_dim)) {
-        partial.fill(0);
-        for (&weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
-            for (partial, &value) in partial.iter_mut().zip(values) {
-                *partial += i32::from(weight) * i32::from(value);
-            }
-        }
-        out.iter_mut().zip(&*partial).for_each(|(out, &partial)| *out += i64::from(partial));
-    }
-    // value = out * 2^(top - 14) / sum, with |out| < 2^44 and sum in 2^30..=2^47. A value in Q15.16 has an exponent in
+    // value = mixed * 2^(top - 14) / sum, with |mixed| < 2^44 and sum in 2^30..=2^47. A value in Q15.16 has an exponent in
     // -3..=29, so that top is in -28..=34 and the shift in 18..=80.
     let reciprocal = (1_i128 << 78) / i128::from(sum.max(1));
-    let shift = 78 - OUT_FRAC - (top - 14);
-    for out in out {
-        let product = i128::from(*out) * reciprocal;
-        *out = (product >> shift.clamp(0, 127)).clamp(-(1 << 62), 1 << 62) as i64;
+    let shift = (78 - OUT_FRAC - (top - 14)).clamp(0, 127);
+    let head_dim = out.len();
+    let mut finish = |first: usize, mixed: &[i64]| {
+        for (out, &mixed) in out[first..].iter_mut().zip(mixed) {
+            let product = i128::from(mixed) * reciprocal;
+            *out = (product >> shift).clamp(-(1 << 62), 1 << 62) as i64;
+        }
+    };
+    let whole = head_dim / DIMENSIONS * DIMENSIONS;
+    for first in (0..whole).step_by(DIMENSIONS) {
+        finish(first, &mix::<DIMENSIONS>(weights, cache.values, head_dim, first));
     }
+    for first in whole..head_dim {
+        finish(first, &mix::<1>(weights, cache.values, head_dim, first));
+    }
+}
+
+/// Sums of the weighted values of `N` dimensions from `first` on.
+fn mix<const N: usize>(weights: &[i16], values: &[i16], head_dim: usize, first: usize) -> [i64; N] {
+    let mut sums = [0_i64; N];
+    for (weights, values) in weights.chunks(POSITIONS).zip(values.chunks(POSITIONS * head_dim)) {
+        let mut partial = [0_i32; N];
+        for (&weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
+            let values: &[i16; N] = values[first..].first_chunk().expect("dimensions of the head");
+            for (sum, &value) in partial.iter_mut().zip(values) {
+                *sum += i32::from(weight) * i32::from(value);
+            }
+        }
+        for (sum, partial) in sums.iter_mut().zip(partial) {
+            *sum += i64::from(partial);
+        }
+    }
+    sums
 }
 
 /// Turns `scores` into 2^(score - largest score), Q2.30, and answers their sum.
@@ -93,8 +112,7 @@ fn softmax(query: Query, cache: Cache, scores: &mut [i32]) -> i64 {
         let shift = i32::from(query.exponent) + i32::from(exponent) - 16;
         // Within 2^13, so that differences fit.
         let limit = 1 << 29;
-        *score =
-            flexserve_kernels::matmul::scale(dot(query.mantissas, key), shift).clamp(-limit, limit) as i32;
+        *score = scale(dot(query.mantissas, key), shift).clamp(-limit, limit) as i32;
         largest = largest.max(*score);
     }
     let mut sum = 0;
@@ -113,12 +131,13 @@ fn spread(exponents: &[i16], scores: &[i32], weights: &mut [i16]) -> i32 {
     let top = tops.map(|(&score, &exponent)| bits(score) - i32::from(exponent)).max().unwrap_or(0);
     for ((weight, &score), &exponent) in weights.iter_mut().zip(scores).zip(exponents) {
         let shift = (top - 14) + i32::from(exponent);
-        *weight = flexserve_kernels::matmul::scale(i64::from(score), shift) as i16;
+        *weight = scale(i64::from(score), shift) as i16;
     }
     top
 }
 
 /// Dot product of mantissas.
+#[inline]
 fn dot(a: &[i16], b: &[i16]) -> i64 {
     let short =
         |a: &[i16], b: &[i16]| a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>();
@@ -127,6 +146,7 @@ fn dot(a: &[i16], b: &[i16]) -> i64 {
 }
 
 /// Multiplies a query value by [`score_factor`].
+#[inline]
 #[must_use]
 pub fn scale_query(value: i32, factor: i64) -> i32 {
     saturate((i64::from(value) * factor) >> 28)

@@ -30,6 +30,7 @@ pub const ONE: i64 = 1 << 30;
 
 /// `2^x` of x <= 0 in Q15.16, as Q2.30. Relative error below 2^-21, absolute below 2^-30 + that.
 #[must_use]
+#[inline]
 pub fn exp2(x: i32) -> i64 {
     let (whole, fraction) = (x >> 16, i64::from(x & 0xffff));
     if whole < -31 {
@@ -46,6 +47,7 @@ pub fn exp2(x: i32) -> i64 {
 
 /// `1 / (1 + e^-x)` of x in Q15.16, as Q2.30.
 #[must_use]
+#[inline]
 pub fn sigmoid(x: i32) -> i64 {
     let exponent = -((i64::from(x).abs() * (LOG2_E >> 30).cast_signed()) >> 30);
     let e = exp2(exponent.max(i64::from(i32::MIN)) as i32);
@@ -55,6 +57,7 @@ pub fn sigmoid(x: i32) -> i64 {
 
 /// Cosine and sine of a fraction of a turn in Q0.64, as Q2.30.
 #[must_use]
+#[inline]
 pub fn cos_sin(turns: u64) -> (i32, i32) {
     let mul = |a: i128, b: i128| (a * b) >> 60;
     // The nearest quarter turn and what is left of it, within an eighth.
@@ -82,6 +85,7 @@ pub fn cos_sin(turns: u64) -> (i32, i32) {
 
 /// `1 / sqrt(m)` as `(r, h)`: r * 2^(h - 61), r in 2^30..=2^31. 0 counts as 1.
 #[must_use]
+#[inline]
 pub fn inverse_sqrt(m: u64) -> (i64, i32) {
     let m = m.max(1);
     // Up to 60..=62 bits, by an even shift.
@@ -93,6 +97,7 @@ pub fn inverse_sqrt(m: u64) -> (i64, i32) {
 
 /// Saturates to i32.
 #[must_use]
+#[inline]
 pub fn saturate(value: i64) -> i32 {
     value.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
 }
