@@ -17,6 +17,7 @@ use clap::Args;
 use flexserve_client::job::{Job, Record, Target};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{Write as _, stdout},
     path::{Path, PathBuf},
@@ -345,10 +346,11 @@ fn summary(report: &Report) {
         json["tokens_per_s"].as_f64().unwrap_or_default(),
         json["granules_lent"],
     );
-    for attack in json["attacks"].as_array().into_iter().flatten() {
-        eprintln!(
-            "attack repelled: {} by {} on core {}, esr={} far={}",
-            attack["name"], attack["world"], attack["core"], attack["esr"], attack["far"]
-        );
+    let mut repelled = BTreeMap::new();
+    for attack in &report.attacks {
+        *repelled.entry((&attack.world, attack.core)).or_insert(0) += 1;
+    }
+    for ((world, core), count) in repelled {
+        eprintln!("{count} attacks by {world} on core {core}: all repelled (--json lists them)");
     }
 }
