@@ -76,7 +76,7 @@ mod tests {
         let with_peer = row("row granule_single_lend 45000 90000").unwrap();
         assert_eq!((with_peer.ours, with_peer.peer, with_peer.ratio), (450.0, Some(900.0), Some(0.5)));
         let alone = row("row tlbi_per_2mb 100 0").unwrap();
-        assert_eq!((alone.ours, alone.peer, alone.unit), (1.0, None, "TLBIs"));
+        assert_eq!((alone.ours, alone.peer, &*alone.unit), (1.0, None, "TLBIs"));
         assert!(row("granule service").is_none());
         assert!(row("row null_smc x 1").is_none());
     }

@@ -1,6 +1,7 @@
 //! `bench`: figures, one row each, by name.
 
 mod granules;
+mod scripts;
 
 use crate::{
     images, model,
@@ -10,7 +11,7 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -34,17 +35,21 @@ enum Bench {
     Smc,
     /// Instructions for each granule that moves between worlds, and TLB invalidations.
     Granules,
+    /// Perplexity against a float32 evaluation and llama.cpp.
+    Accuracy,
+    /// Tokens against llama.cpp's.
+    Tokenizer,
     /// From the prompt to the first token, and tokens per second, by the guest's clock.
     Ttft,
 }
 
 /// One figure.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Row {
     /// Stable name.
     pub name: String,
     /// Unit of `ours` and `peer`.
-    pub unit: &'static str,
+    pub unit: String,
     /// Measured here.
     pub ours: f64,
     /// The same figure of whom it is compared with, if there is one.
@@ -54,12 +59,12 @@ pub struct Row {
 }
 
 impl Row {
-    fn alone(name: impl Into<String>, unit: &'static str, ours: f64) -> Self {
-        Self { name: name.into(), unit, ours, peer: None, ratio: None }
+    fn alone(name: impl Into<String>, unit: &str, ours: f64) -> Self {
+        Self { name: name.into(), unit: unit.to_owned(), ours, peer: None, ratio: None }
     }
 
-    fn against(name: String, unit: &'static str, ours: f64, peer: f64) -> Self {
-        Self { name, unit, ours, peer: Some(peer), ratio: Some(ours / peer) }
+    fn against(name: String, unit: &str, ours: f64, peer: f64) -> Self {
+        Self { name, unit: unit.to_owned(), ours, peer: Some(peer), ratio: Some(ours / peer) }
     }
 }
 
@@ -85,6 +90,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
         rows.extend(match bench {
             Bench::Smc => calls.clone(),
             Bench::Granules => moves.clone(),
+            Bench::Accuracy => scripts::accuracy(paths)?,
+            Bench::Tokenizer => scripts::tokenizer(paths)?,
             Bench::Ttft => ttft(paths, &platform)?,
         });
     }

@@ -1,7 +1,7 @@
 //! Suites that run on this machine: lints, and the crates' own tests.
 
 use super::{Tally, count};
-use crate::{paths::Paths, process, toolchain};
+use crate::{download, paths::Paths, process, toolchain};
 use anyhow::{Result, bail};
 
 /// Formatting, clippy and the lock file, each a case.
@@ -38,6 +38,8 @@ pub fn unit(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
     let mut cargo = toolchain::host_cargo(paths, "nextest");
     cargo.args(["run", "--workspace", "--all-features", "--no-fail-fast", "--status-level=fail"]);
     cargo.args(["--no-tests=pass", "--hide-progress-bar"]).args(filter);
+    // The tokenizer's golden samples are the default model's.
+    cargo.env("FLEXSERVE_MODEL", download::default_model(paths)?);
     let (status, lines) = process::echoed(&mut cargo)?;
     let Some(summary) = lines.iter().rev().find(|l| l.contains("run:") && l.contains("passed")) else {
         bail!("cargo nextest: {status}, and no summary");

@@ -1,0 +1,56 @@
+//! `bench accuracy` and `bench tokenizer`: scripts that hold our code to llama.cpp's.
+//!
+//! Each makes its own Python environment when it is first called, and writes its rows as this program does.
+
+use super::Row;
+use crate::{download, model, paths::Paths, process, toolchain};
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// What a script writes.
+#[derive(Deserialize)]
+struct Output {
+    rows: Vec<Row>,
+}
+
+/// Perplexity and greedy answers, against float32 and llama.cpp.
+///
+/// # Errors
+///
+/// If the peers cannot be installed, or the perplexity is more than 1.5 % above float32's.
+pub fn accuracy(paths: &Paths) -> Result<Vec<Row>> {
+    let mut cargo = toolchain::host_cargo(paths, "build");
+    cargo.args(["--release", "--package", "flexserve-model-loader", "--example", "evaluate"]);
+    process::step("Building evaluate", &mut cargo, &paths.out.join("log/evaluate.log"))?;
+    let evaluate = paths.host_target().join("release/examples/evaluate");
+    run(paths, "secure-partition/llm/bench/accuracy.py", "--evaluate", &evaluate)
+}
+
+/// Tokens of thousands of lines, against llama.cpp's.
+///
+/// # Errors
+///
+/// If the peer cannot be installed, or a line's tokens differ.
+pub fn tokenizer(paths: &Paths) -> Result<Vec<Row>> {
+    let loader = model::loader(paths)?;
+    run(paths, "model-loader/bench/tokenizer.py", "--tool", &loader)
+}
+
+fn run(paths: &Paths, script: &str, option: &str, program: &Path) -> Result<Vec<Row>> {
+    let folder = tempfile::tempdir()?;
+    let json: PathBuf = folder.path().join("rows.json");
+    let mut python = process::command("python3");
+    python.arg(paths.root.join(script)).arg(option).arg(program);
+    python.arg("--model").arg(download::default_model(paths)?);
+    python.arg("--venv").arg(paths.out.join("venv")).arg("--json").arg(&json);
+    let (status, _) = process::echoed(&mut python)?;
+    if !status.success() {
+        bail!("{script}: {status}");
+    }
+    let text = fs::read_to_string(&json).with_context(|| format!("{script} wrote no rows"))?;
+    Ok(serde_json::from_str::<Output>(&text).with_context(|| format!("{script}'s rows"))?.rows)
+}
