@@ -40,6 +40,13 @@ impl fmt::Display for Error {
             Self::Malformed(what, value) => {
                 return write!(f, "the LLM partition answered {what} = {value:#x}, which means nothing");
             }
+            // So long that the partition did not even tokenize it.
+            Self::Refused(Status::PromptTooLong, 0, context) => {
+                return write!(
+                    f,
+                    "the prompt is far longer than the context of {context} tokens: shorten it, or take a larger context"
+                );
+            }
             Self::Refused(Status::PromptTooLong, tokens, context) => {
                 return write!(
                     f,

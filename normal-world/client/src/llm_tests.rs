@@ -82,6 +82,8 @@ fn every_refusal_has_words_of_its_own() {
         });
     }
     let long = Error::Refused(Status::PromptTooLong, 3000, 2048).to_string();
+    let endless = Error::Refused(Status::PromptTooLong, 0, 2048).to_string();
+    assert!(endless.contains("2048") && !endless.contains(" 0 "), "{endless}");
     assert!(long.contains("3000") && long.contains("2048"), "{long}");
 }
 

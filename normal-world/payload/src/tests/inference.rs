@@ -38,8 +38,8 @@ fn question() -> Job {
 
 /// Rarely preempted: in practice once a second.
 const CALM: Mode = Mode { period_us: 1_000_000, tokens_per_call: 4, stream: false };
-/// Preempted every 100 microseconds.
-const HECTIC: Mode = Mode { period_us: 100, tokens_per_call: 1, stream: false };
+/// Preempted every 500 microseconds.
+const HECTIC: Mode = Mode { period_us: 500, tokens_per_call: 1, stream: false };
 
 /// The answer, taken so.
 fn answer(bench: &mut Bench, mode: Mode) -> Result<Figures, String> {
