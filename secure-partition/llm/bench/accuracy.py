@@ -158,8 +158,8 @@ def main():
     for prompt, answer in zip(PROMPTS, answers):
         print(f"  {prompt} -> {answer['text']!r}")
     rows = [
-        ("accuracy_perplexity", "", ours, float32),
-        ("accuracy_perplexity_llama_cpp", "", ours, llama),
+        ("accuracy_perplexity", "perplexity", ours, float32),
+        ("accuracy_perplexity_llama_cpp", "perplexity", ours, llama),
         ("accuracy_same_answers", "of 10", alike, llama_alike),
         ("accuracy_same_tokens", "fraction", common, llama_common),
     ]
