@@ -153,3 +153,114 @@ pub fn scale_query(value: i32, factor: i64) -> i32 {
 }
 /// Fraction bits that [`scale_query`] adds.
 pub const QUERY_FRAC: i32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const FRAC: i32 = 16;
+
+    fn wave(count: usize, step: f64, scale: f64) -> Vec<f64> {
+        (0..count).map(|i| ((i * i) as f64 * step).sin() * scale).collect()
+    }
+
+    fn fixed(values: &[f64]) -> impl Iterator<Item = i32> + Clone + '_ {
+        values.iter().map(|value| (value * 65536.0).round() as i32)
+    }
+
+    /// Attention in floating point.
+    fn exact(query: &[f64], keys: &[f64], values: &[f64]) -> Vec<f64> {
+        let dim = query.len();
+        let score =
+            |key: &[f64]| query.iter().zip(key).map(|(a, b)| a * b).sum::<f64>() / (dim as f64).sqrt();
+        let scores: Vec<f64> = keys.chunks(dim).map(score).collect();
+        let top = scores.iter().fold(f64::MIN, |a, &s| a.max(s));
+        let weights: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        (0..dim)
+            .map(|i| values.chunks(dim).zip(&weights).map(|(value, w)| value[i] * w).sum::<f64>() / sum)
+            .collect()
+    }
+
+    /// The largest difference from floating point, relative to the largest value.
+    fn error(dim: usize, positions: usize, query_scale: f64, value_scale: impl Fn(usize) -> f64) -> f64 {
+        let (query, keys) = (wave(dim, 0.3, query_scale), wave(dim * positions, 0.11, 5.0));
+        let mut values = wave(dim * positions, 0.07, 1.0);
+        values.iter_mut().enumerate().for_each(|(i, value)| *value *= value_scale(i / dim));
+        let store = |values: &[f64]| {
+            let mut mantissas = std::vec![0; values.len()];
+            let exponents: Vec<i16> = values
+                .chunks(dim)
+                .zip(mantissas.chunks_mut(dim))
+                .map(|(v, m)| quantize(fixed(v), FRAC, m))
+                .collect();
+            (mantissas, exponents)
+        };
+        let ((keys_16, key_exponents), (values_16, value_exponents)) = (store(&keys), store(&values));
+        let factor = score_factor(dim);
+        let mut mantissas = std::vec![0; dim];
+        let scaled = fixed(&query).map(|value| scale_query(value, factor));
+        let exponent = quantize(scaled, FRAC + QUERY_FRAC, &mut mantissas);
+        let cache = Cache {
+            keys: &keys_16,
+            key_exponents: &key_exponents,
+            values: &values_16,
+            value_exponents: &value_exponents,
+        };
+        let (mut scores, mut weights, mut out) =
+            (std::vec![0; positions], std::vec![0; positions], std::vec![0; dim]);
+        attend(Query { mantissas: &mantissas, exponent }, cache, &mut scores, &mut weights, &mut out);
+        let exact = exact(&query, &keys, &values);
+        let largest = values.iter().fold(0f64, |a, v| a.max(v.abs()));
+        let differences = out.iter().zip(&exact).map(|(&o, e)| (o as f64 * 2f64.powi(-OUT_FRAC) - e).abs());
+        differences.fold(0f64, f64::max) / largest
+    }
+
+    #[test]
+    fn attention_follows_the_float() {
+        for dim in [16, 32, 64, 80, 256] {
+            for positions in [1, 2, 15, 16, 17, 33, 200] {
+                let error = error(dim, positions, 1.0, |_| 1.0);
+                assert!(error < 1e-3, "{dim} x {positions}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_of_very_different_size_keep_their_weight() {
+        assert!(error(64, 40, 2.0, |position| 0.5f64.powi(position as i32 % 12)) < 1e-3);
+        assert!(error(64, 40, 20.0, |_| 300.0) < 1e-2);
+    }
+
+    #[test]
+    fn mantissas_round_and_never_exceed_their_limit() {
+        let mut mantissas = [0; 3];
+        assert_eq!(quantize([3, -5, 0].into_iter(), 0, &mut mantissas), 10);
+        assert_eq!(mantissas, [3 << 10, -5 << 10, 0]);
+        let exponent = quantize([i32::MAX, i32::MIN, 1 << 18].into_iter(), 0, &mut mantissas);
+        assert_eq!((exponent, mantissas), (-19, [4096, -4096, 1]));
+        quantize([0x3_ffff, 0, 0].into_iter(), 0, &mut mantissas);
+        assert_eq!(i64::from(mantissas[0]), MANTISSA_MAX);
+    }
+
+    #[test]
+    fn extremes_do_not_overflow() {
+        let (keys, values) = (std::vec![8191; 256 * 40], std::vec![-8191; 256 * 40]);
+        for (query, exponent) in [(8191, -32), (-8191, 32)] {
+            let mantissas = [query; 256];
+            let exponents = [-3; 40];
+            let cache = Cache {
+                keys: &keys,
+                key_exponents: &exponents,
+                values: &values,
+                value_exponents: &exponents,
+            };
+            let mut out = [0; 256];
+            attend(Query { mantissas: &mantissas, exponent }, cache, &mut [0; 40], &mut [0; 40], &mut out);
+            // All alike: the mean is each of them.
+            let exact = -8191.0 * 8.0;
+            assert!((out[0] as f64 * 2f64.powi(-OUT_FRAC) / exact - 1.0).abs() < 1e-3);
+        }
+    }
+}

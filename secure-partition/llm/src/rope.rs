@@ -22,3 +22,29 @@ pub fn rotate(heads: &mut [i32], head_dim: usize, table: &[[i32; 2]]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_turn_by_their_angles() {
+        // An eighth and a quarter of a turn per position, at position 3.
+        let mut table = [[0; 2]; 2];
+        rotations([1 << 61, 1 << 62].into_iter(), 3, &mut table);
+        let one = 1 << 16;
+        let mut heads = [one, 0, one, 0, 7, 8, 0, 2 * one, 0, one, -9, 9];
+        rotate(&mut heads, 6, &table);
+        let half = 46_341;
+        assert_eq!(heads, [-half, half, 0, -one, 7, 8, -2 * half, -2 * half, one, 0, -9, 9]);
+    }
+
+    #[test]
+    fn what_does_not_fit_saturates() {
+        let mut table = [[0; 2]];
+        rotations([1 << 61].into_iter(), 1, &mut table);
+        let mut head = [i32::MIN, i32::MAX];
+        rotate(&mut head, 2, &table);
+        assert_eq!(head[0], i32::MIN);
+    }
+}
