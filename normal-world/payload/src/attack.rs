@@ -155,9 +155,13 @@ fn by_call(system: &mut System, session: &Session, targets: &[Target]) {
     report_call(NS_EL2, "FFA_RXTX_MAP over a lent granule".to_owned(), map_buffer_over(system, page));
 
     for gpi in [Gpi::NonSecure, Gpi::Secure] {
-        let call = registers(fid::GRANULE_SET, &[page, 1, gpi as u64]);
-        let refused = system.ffa.conduit().call(call)[0] != 0;
-        report_call(NS_EL2, format!("GRANULE_SET of a lent granule to {gpi:?}"), refused);
+        for (name, call) in [
+            ("GRANULE_SET", registers(fid::GRANULE_SET, &[page, 1, gpi as u64])),
+            ("GRANULE_SET_LIST", registers(fid::GRANULE_SET_LIST, &[gpi as u64, page | 1])),
+        ] {
+            let refused = system.ffa.conduit().call(call)[0] != 0;
+            report_call(NS_EL2, format!("{name} of a lent granule to {gpi:?}"), refused);
+        }
     }
     if targets.iter().any(|target| target.name == RMM) {
         let refused = system.ffa.conduit().call(registers(RMI_GRANULE_DELEGATE, &[page]))[0] != 0;

@@ -123,9 +123,14 @@ pub fn el3_service(bench: &mut Bench) -> Result<(), String> {
         "GRANULE_GET of the SPMC's memory = {theirs:#x}"
     );
     for gpi in [Gpi::Secure, Gpi::NonSecure, Gpi::Realm, Gpi::Root, Gpi::Any] {
-        let status = call(fid::GRANULE_SET, &[page[0], 1, gpi as u64])[0];
-        let refused = matches!(Status::from_code(status), Some(Status::NotSupported | Status::Denied));
-        ensure!(refused, "GRANULE_SET to {gpi:?} by the normal world = {status:#x}");
+        for (name, function, arguments) in [
+            ("GRANULE_SET", fid::GRANULE_SET, &[page[0], 1, gpi as u64][..]),
+            ("GRANULE_SET_LIST", fid::GRANULE_SET_LIST, &[gpi as u64, page[0] | 1]),
+        ] {
+            let status = call(function, arguments)[0];
+            let refused = matches!(Status::from_code(status), Some(Status::NotSupported | Status::Denied));
+            ensure!(refused, "{name} to {gpi:?} by the normal world = {status:#x}");
+        }
     }
     Ok(())
 }
