@@ -45,7 +45,7 @@ pub enum Format {
     Q4Min = 2,
     /// Matrix of 8-bit weights (from Q8_0).
     Q8 = 3,
-    /// Matrix of 12-bit weights (from F16, BF16 and F32): the largest of a block becomes +-2047.
+    /// Matrix of 12-bit weights (from F16, BF16 and F32): the largest of a block becomes +-2039.
     W12 = 4,
     /// Vector: an i32 shift, 12 zero bytes, then `cols` x i32; value = i32 * 2^-shift. `rows` is 1.
     Vector = 16,

@@ -21,6 +21,9 @@ pub enum Source {
     Q8_0,
 }
 
+/// What a block's largest weight becomes in `W12`: 127 octets and a nibble of 7, so that either sign fits.
+const W12_MAX: i16 = 16 * 127 + 7;
+
 /// Why a tensor cannot be packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PackError {
@@ -108,7 +111,7 @@ fn read_block(source: Source, data: &[u8]) -> Block {
         let values: [f64; BLOCK] = core::array::from_fn(|i| f64::from(read(i)));
         // What is not finite is found by whoever looks at the scale.
         let largest = largest(values.into_iter()).unwrap_or(f64::INFINITY);
-        let scale = largest / 2047.0;
+        let scale = largest / f64::from(W12_MAX);
         let q = values.map(|v| if largest > 0.0 { (v / scale).round() as i16 } else { 0 });
         Block { q, scale, minimum: 0.0 }
     };
@@ -294,6 +297,7 @@ pub fn pack_epsilon(epsilon: f32) -> Result<u32, PackError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::matrix::Matrix;
     use std::vec;
 
     #[test]
@@ -318,6 +322,71 @@ mod tests {
         assert_eq!(pack_vector(&[f32::INFINITY]), Err(PackError::NotFinite));
         assert_eq!(pack_angles(3, 1e4, None), Err(PackError::Shape));
         assert_eq!(pack_angles(4, 1e4, Some(&[1.0])), Err(PackError::Length));
+    }
+
+    /// Each packed weight is the source's, to within `tolerance` times the row's largest.
+    fn check(source: Source, rows: usize, data: &[u8], exact: &[f32], tolerance: f64) {
+        let cols = exact.len() / rows;
+        let packed = pack_matrix(source, rows, cols, data).unwrap();
+        let matrix = Matrix::new(source.matrix_format(), rows, cols, &packed).unwrap();
+        for (r, exact) in exact.chunks(cols).enumerate() {
+            let mut row = vec![0; cols];
+            let shift = matrix.decode_row(r, |c, value| row[c] = value);
+            let largest = exact.iter().fold(0f64, |a, &v| a.max(f64::from(v.abs())));
+            for (&value, &exact) in row.iter().zip(exact) {
+                let difference = value as f64 * 2f64.powi(-shift) - f64::from(exact);
+                assert!(difference.abs() <= tolerance * largest, "{source:?} row {r}: {value} for {exact}");
+            }
+        }
+    }
+
+    /// Numbers of very different size, both signs, the largest of a block positive or negative.
+    fn weight(i: usize) -> f32 {
+        (i as f32 * 1.7).sin() * (1.0 + (i / 32 % 5) as f32) * if i.is_multiple_of(97) { -3.0 } else { 1.0 }
+    }
+
+    #[test]
+    fn floats_keep_their_values() {
+        let exact: Vec<f32> =
+            (0..9 * 96).map(|i| f32::from_bits(weight(i).to_bits() & 0xffff_0000)).collect();
+        let singles: Vec<u8> = exact.iter().flat_map(|v| v.to_le_bytes()).collect();
+        check(Source::F32, 9, &singles, &exact, 3e-4);
+        let upper: Vec<u8> = exact.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        check(Source::Bf16, 9, &upper, &exact, 3e-4);
+        let halves: Vec<u8> =
+            (0..9 * 96_u16).flat_map(|i| (0x3800 + i * 5 + (i % 2) * 0x8000).to_le_bytes()).collect();
+        let exact: Vec<f32> =
+            halves.chunks(2).map(|b| half_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect();
+        check(Source::F16, 9, &halves, &exact, 3e-4);
+    }
+
+    #[test]
+    fn quantised_weights_keep_their_values() {
+        for (source, offset, minimum) in
+            [(Source::Q4_0, 2, false), (Source::Q4_1, 4, true), (Source::Q8_0, 2, false)]
+        {
+            let (mut data, mut exact) = (Vec::new(), Vec::new());
+            for block in 0..9 * 3_u16 {
+                let (scale, least) = (0x2c00 + block * 37 + block % 2 * 0x8000, 0xb000 + block * 11);
+                data.extend(scale.to_le_bytes());
+                data.extend(minimum.then_some(least.to_le_bytes()).into_iter().flatten());
+                let bytes: Vec<u8> = (offset..source.block_bytes())
+                    .map(|i| (i * 37 + usize::from(block) * 11) as u8)
+                    .collect();
+                data.extend(&bytes);
+                let m = if minimum { half_to_f32(least) } else { 0.0 };
+                for i in 0..32 {
+                    let nibble = f32::from(if i < 16 { bytes[i] & 15 } else { bytes[i % 16] >> 4 });
+                    let q = match source {
+                        Source::Q4_0 => nibble - 8.0,
+                        Source::Q4_1 => nibble,
+                        _ => f32::from(bytes[i].cast_signed()),
+                    };
+                    exact.push(half_to_f32(scale) * q + m);
+                }
+            }
+            check(source, 9, &data, &exact, 1e-4);
+        }
     }
 
     #[test]
