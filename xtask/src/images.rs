@@ -3,7 +3,7 @@
 use crate::{
     elf::Image,
     paths::{self, Paths},
-    platform::{Platform, Region},
+    platform::{PAYLOAD_MEMORY, Platform, Region},
     process,
     stamp::{Inputs, Stamp},
     tfa,
@@ -20,8 +20,6 @@ use std::{
 
 /// Where the image of a partition begins in its package (sptool's default, and `entrypoint-offset` in the manifests).
 const SP_IMAGE_OFFSET: u64 = 0x4000;
-/// A mebibyte.
-const MIB: u64 = 1 << 20;
 
 /// Images that are not to be built.
 #[derive(Args, Clone, Debug, Default)]
@@ -162,7 +160,7 @@ fn raw_images(platform: &Platform, elfs: &Elfs, out: &Path) -> Result<RawImages>
     let map = &platform.map;
     let behind_manifest =
         |r: Region| Region { base: r.base + SP_IMAGE_OFFSET, size: r.size.saturating_sub(SP_IMAGE_OFFSET) };
-    let payload_place = Region { base: map.payload.base, size: 512 * MIB };
+    let payload_place = Region { base: map.payload.base, size: PAYLOAD_MEMORY };
     let raw = |name: &str, elf: &Path, place: Region| -> Result<Vec<u8>> {
         let image = Image::read(elf)?;
         image.check_place(name, place)?;

@@ -35,6 +35,39 @@ pub struct Map {
     pub rmm: Region,
     /// Where BL33 starts.
     pub payload: Base,
+    /// RAM of the normal world, at most.
+    pub dram: Region,
+}
+
+/// Bytes that the payload itself occupies at most: image, stacks and heap.
+pub const PAYLOAD_MEMORY: u64 = 128 << 20;
+
+impl Map {
+    /// Checks an amount of RAM, as QEMU's `-m` takes it.
+    ///
+    /// # Errors
+    ///
+    /// If it is not a size, or less than the payload needs to start, or more than the firmware maps.
+    pub fn check_memory(&self, text: &str) -> Result<()> {
+        let Some(bytes) = size(text) else { bail!("{text:?} is no size of memory; for example: 3G, 768M") };
+        let least = self.payload.base - self.dram.base + PAYLOAD_MEMORY;
+        if bytes < least {
+            bail!("{text} of memory is not enough: it takes {}M to start at all", least >> 20);
+        }
+        if bytes > self.dram.size {
+            bail!("{text} of memory is more than the firmware's {}M", self.dram.size >> 20);
+        }
+        Ok(())
+    }
+}
+
+/// Bytes, from a number with M (the default) or G behind it.
+fn size(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.strip_suffix(['G', 'g']) {
+        Some(digits) => (digits, 30),
+        None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 20),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// A range of physical addresses.
@@ -132,4 +165,30 @@ impl Platform {
 fn read<T: for<'de> Deserialize<'de>>(path: &std::path::Path) -> Result<T> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("{} is malformed", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_qemu_reads_them() {
+        assert_eq!(size("3G"), Some(3 << 30));
+        assert_eq!(size("768M"), size("768"));
+        assert_eq!(size("x"), None);
+        assert_eq!(size("-1G"), None);
+        assert_eq!(size("99999999999999999999"), None);
+        assert_eq!(size("99999999999G"), None);
+    }
+
+    #[test]
+    fn memory_is_refused_just_outside_its_bounds() {
+        let map = Platform::load(&Paths::find().unwrap(), "qemu-rme").unwrap().map;
+        for good in ["640M", "3G", "3072M"] {
+            map.check_memory(good).unwrap();
+        }
+        for bad in ["639M", "3073M", "0", "lots"] {
+            assert!(map.check_memory(bad).is_err(), "{bad}");
+        }
+    }
 }

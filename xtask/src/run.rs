@@ -120,6 +120,9 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
             bail!("--json {}: {} is no folder", out.display(), folder.display());
         }
     }
+    if let Some(memory) = &options.memory {
+        platform.map.check_memory(memory)?;
+    }
     let model = model::container(paths, options.model.as_deref())?;
     let images = images::build(paths, &platform, &options.images)?;
     let job = job(&platform, options);

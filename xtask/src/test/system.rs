@@ -202,7 +202,7 @@ fn refuses_a_prompt_longer_than_the_context(bench: &Bench) -> Result<()> {
 }
 
 fn refuses_too_little_memory(bench: &Bench) -> Result<()> {
-    bench.refusal(&["--memory", "640M"], &["memory"])
+    bench.refusal(&["--memory", "256M"], &["memory", "640M"])
 }
 
 fn leaves_nothing_when_interrupted(bench: &Bench) -> Result<()> {
