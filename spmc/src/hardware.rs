@@ -9,10 +9,17 @@ use flexserve_abi::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreachable;
 
+/// Granules of consecutive addresses: the first one's, and how many, at most [`RANGE_MAX`].
+pub type Range = (u64, u32);
+
+/// Most granules of a range that EL3 takes in a list.
+pub const RANGE_MAX: u32 = 4095;
+
 /// The machine, as the SPMC drives it.
 pub trait Hardware {
-    /// Asks EL3 to move `count` granules at `base` to another world (`GRANULE_SET`): its status, and how many are done.
-    fn set_granules(&mut self, base: u64, count: u64, to: Gpi) -> (Status, u64);
+    /// Asks EL3 to move ranges, at most [`LIST_LIMIT`](flexserve_abi::el3::LIST_LIMIT) of them, to another world (`GRANULE_SET_LIST`): its status, and how many
+    /// granules are done.
+    fn set_granules(&mut self, ranges: &[Range], to: Gpi) -> (Status, u64);
 
     /// Asks EL3 whose the granule at `base` is (`GRANULE_GET`). `None` if it does not say.
     fn granule(&mut self, base: u64) -> Option<Gpi>;

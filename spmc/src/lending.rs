@@ -6,12 +6,12 @@
 use crate::{
     claims::{self, Claims},
     descriptor::{self, Kind, RANGE_SIZE, Sending},
-    hardware::Hardware,
+    hardware::{Hardware, RANGE_MAX, Range},
     tables::{Access, OutOfTables, PAGE, Pages, Pool},
 };
 use arm_ffa::FfaError;
 use flexserve_abi::{
-    el3::{Gpi, Status},
+    el3::{Gpi, LIST_LIMIT, Status},
     ffa::EndpointId,
 };
 use heapless::Vec;
@@ -412,27 +412,31 @@ fn transfer(
     to: Gpi,
 ) -> (u32, Result<(), Error>) {
     let (mut moved, mut patience) = (0, PATIENCE);
-    for (base, run) in pages.runs(pool, skip) {
-        let run = u64::from(run.min(count - moved));
-        let mut done = 0;
-        while done < run {
-            let (status, step) = hardware.set_granules(base + done * PAGE, run - done, to);
-            let step = if status == Status::Success { run - done } else { step.min(run - done) };
-            done += step;
-            moved += step as u32;
-            let error = match status {
-                Status::Success => continue,
-                Status::Incomplete if step != 0 => continue,
-                Status::Incomplete | Status::Busy => Error::Busy,
-                _ => return (moved, Err(Error::Granule)),
-            };
-            patience -= 1;
-            if patience == 0 {
-                return (moved, Err(error));
+    while moved < count {
+        let mut ranges: Vec<Range, LIST_LIMIT> = Vec::new();
+        let mut asked = 0;
+        for (base, run) in pages.runs(pool, skip + moved) {
+            let range = run.min(count - moved - asked).min(RANGE_MAX);
+            if range == 0 || ranges.push((base, range)).is_err() {
+                break;
+            }
+            asked += range;
+            if range < run {
+                break;
             }
         }
-        if moved == count {
-            break;
+        let (status, done) = hardware.set_granules(&ranges, to);
+        let done = if status == Status::Success { asked } else { (done as u32).min(asked) };
+        moved += done;
+        let error = match status {
+            Status::Success => continue,
+            Status::Incomplete if done != 0 => continue,
+            Status::Incomplete | Status::Busy => Error::Busy,
+            _ => return (moved, Err(Error::Granule)),
+        };
+        patience -= 1;
+        if patience == 0 {
+            return (moved, Err(error));
         }
     }
     (moved, Ok(()))

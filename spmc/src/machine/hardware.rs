@@ -5,12 +5,12 @@ use super::{
     registers::{dczid, flush_asid, smc, zero_block},
 };
 use flexserve_abi::{
-    el3::{Gpi, Status, fid},
+    el3::{Gpi, LIST_LIMIT, Status, fid},
     ffa::{EndpointId, HOSTILE_PARTITION, LLM_PARTITION},
     log::World,
 };
 use flexserve_spmc::{
-    hardware::{Hardware, Unreachable},
+    hardware::{Hardware, Range, Unreachable},
     tables::PAGE,
 };
 
@@ -21,10 +21,10 @@ unsafe extern "C" {
 /// The machine.
 pub struct Machine;
 
-fn call(function: u32, args: [u64; 3]) -> (Option<Status>, u64) {
+fn call(function: u32, args: &[u64]) -> (Option<Status>, u64) {
     let mut registers = [0; 18];
     registers[0] = function.into();
-    registers[1..4].copy_from_slice(&args);
+    registers[1..=args.len()].copy_from_slice(args);
     let answer = smc(registers);
     (Status::from_code(answer[0]), answer[1])
 }
@@ -52,13 +52,18 @@ pub unsafe fn zero_pages(physical: u64, pages: u32) {
 }
 
 impl Hardware for Machine {
-    fn set_granules(&mut self, base: u64, count: u64, to: Gpi) -> (Status, u64) {
-        let (status, done) = call(fid::GRANULE_SET, [base, count, to as u64]);
+    fn set_granules(&mut self, ranges: &[Range], to: Gpi) -> (Status, u64) {
+        let mut args = [0; 1 + LIST_LIMIT];
+        args[0] = to as u64;
+        for (arg, (base, count)) in args[1..].iter_mut().zip(ranges) {
+            *arg = base | u64::from(*count);
+        }
+        let (status, done) = call(fid::GRANULE_SET_LIST, &args);
         (status.unwrap_or(Status::NotSupported), done)
     }
 
     fn granule(&mut self, base: u64) -> Option<Gpi> {
-        let (status, gpi) = call(fid::GRANULE_GET, [base, 0, 0]);
+        let (status, gpi) = call(fid::GRANULE_GET, &[base]);
         (status == Some(Status::Success)).then(|| Gpi::from_bits(gpi as u8)).flatten()
     }
 

@@ -3,13 +3,13 @@
 
 use arm_ffa::{FfaError, FuncId};
 use flexserve_abi::{
-    el3::{Gpi, Status},
+    el3::{Gpi, LIST_LIMIT, Status},
     ffa::{EndpointId, HOSTILE_PARTITION, LLM_PARTITION, LLM_SERVICE, PROBE_SERVICE, UuidRegisters},
 };
 use flexserve_platform::{LENDABLE, Region};
 use flexserve_spmc::{
     claims::{Claims, WORDS},
-    hardware::{Hardware, Unreachable},
+    hardware::{Hardware, RANGE_MAX, Range, Unreachable},
     lending::Ledger,
     manifest::{Manifest, Place},
     partition::{Entry, Step},
@@ -75,24 +75,29 @@ impl Fake {
 }
 
 impl Hardware for Fake {
-    fn set_granules(&mut self, base: u64, count: u64, to: Gpi) -> (Status, u64) {
-        assert!(base.is_multiple_of(PAGE) && BANK.contains(base, count * PAGE), "{base:#x} {count}");
+    fn set_granules(&mut self, ranges: &[Range], to: Gpi) -> (Status, u64) {
+        assert!((1..=LIST_LIMIT).contains(&ranges.len()), "{ranges:x?}");
         if self.busy != 0 {
             self.busy -= 1;
             return (Status::Busy, 0);
         }
-        for done in 0..count {
-            let page = base + done * PAGE;
-            if done == BATCH {
-                return (Status::Incomplete, done);
+        let mut done = 0;
+        for (base, count) in ranges {
+            assert!((1..=RANGE_MAX).contains(count) && base.is_multiple_of(PAGE), "{base:#x} {count}");
+            assert!(BANK.contains(*base, u64::from(*count) * PAGE), "{base:#x} {count}");
+            for page in (0..u64::from(*count)).map(|i| base + i * PAGE) {
+                if done == BATCH {
+                    return (Status::Incomplete, done);
+                }
+                let from = if to == Gpi::Secure { Gpi::NonSecure } else { Gpi::Secure };
+                if self.refused == Some(page) || self.world(page) != from {
+                    return (Status::Denied, done);
+                }
+                self.worlds.insert(page, to);
+                done += 1;
             }
-            let from = if to == Gpi::Secure { Gpi::NonSecure } else { Gpi::Secure };
-            if self.refused == Some(page) || self.world(page) != from {
-                return (Status::Denied, done);
-            }
-            self.worlds.insert(page, to);
         }
-        (Status::Success, count)
+        (Status::Success, done)
     }
 
     fn granule(&mut self, base: u64) -> Option<Gpi> {
