@@ -136,6 +136,9 @@ fn crates(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Re
         if library {
             cargo.args(["--crate-type", "staticlib"]);
         }
+        if name == "llm" {
+            cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_RUSTFLAGS", toolchain::PARTITION_FLAGS);
+        }
         let log = paths.platform(&platform.name).join(format!("log/{name}.log"));
         process::step(&format!("Building {package}"), &mut cargo, &log)?;
         let file = if library { format!("lib{}.a", package.replace('-', "_")) } else { package.to_owned() };

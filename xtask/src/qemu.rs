@@ -14,6 +14,9 @@ use std::{
 };
 use tempfile::TempDir;
 
+/// A core executes one instruction a nanosecond of its own time, whatever the host does. One core only.
+pub const COUNT_INSTRUCTIONS: [&str; 2] = ["-icount", "shift=0,sleep=off"];
+
 /// What the machine is made of, beside the platform's facts.
 pub struct Setup<'a> {
     /// Flash image.

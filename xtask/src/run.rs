@@ -8,7 +8,7 @@ use crate::{
     paths::{self, Paths},
     platform::Platform,
     process,
-    qemu::{Event, Qemu, Setup},
+    qemu::{COUNT_INSTRUCTIONS, Event, Qemu, Setup},
     records::{Parser, Said},
     report::{Fault, Report},
 };
@@ -74,6 +74,9 @@ pub struct Options {
     /// Give up if the machine says nothing for so many seconds.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub timeout: u64,
+    /// Let the guest's clock count instructions, a nanosecond each. Needs `--smp 1`.
+    #[arg(skip)]
+    pub count_instructions: bool,
     /// Images that are built elsewhere.
     #[command(flatten)]
     pub images: images::Replacements,
@@ -188,7 +191,7 @@ pub fn boot(
         memory: options.memory.as_deref().unwrap_or(&platform.machine.memory),
         job: &job_file,
         model,
-        extra: &[],
+        extra: if options.count_instructions { &COUNT_INSTRUCTIONS } else { &[] },
     };
     let mut qemu = Qemu::start(&platform.machine, &setup)?;
     let mut listener = Listener {

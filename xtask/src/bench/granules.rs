@@ -9,13 +9,11 @@ use crate::{
     paths::Paths,
     platform::Platform,
     process,
-    qemu::{Event, Qemu, Setup},
+    qemu::{COUNT_INSTRUCTIONS, Event, Qemu, Setup},
 };
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
 
-/// A core executes one instruction a nanosecond of its own time, whatever the host does.
-const COUNT_INSTRUCTIONS: [&str; 2] = ["-icount", "shift=0,sleep=off"];
 /// How long the whole measurement may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Figures come as hundredths.

@@ -39,6 +39,8 @@ enum Bench {
     Accuracy,
     /// Tokens against llama.cpp's.
     Tokenizer,
+    /// Instructions for each token of a prompt and of an answer.
+    Kernels,
     /// From the prompt to the first token, and tokens per second, by the guest's clock.
     Ttft,
 }
@@ -92,6 +94,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
             Bench::Granules => moves.clone(),
             Bench::Accuracy => scripts::accuracy(paths)?,
             Bench::Tokenizer => scripts::tokenizer(paths)?,
+            Bench::Kernels => kernels(paths, &platform)?,
             Bench::Ttft => ttft(paths, &platform)?,
         });
     }
@@ -109,9 +112,34 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// One greedy answer of 32 tokens to the default prompt by the default model.
+/// From the prompt to the first token, and tokens per second, by the guest's clock.
 fn ttft(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
-    let options = run::Options { max_tokens: 32, ..run::Options::for_tests(&platform.name) };
+    let json = answer(paths, platform, false)?;
+    let figure = |key: &str| json[key].as_f64().unwrap_or_default();
+    let rows = [("ttft_ms", "ms"), ("tokens_per_s", "1/s"), ("granules_lent", "granules")];
+    Ok(rows.map(|(name, unit)| Row::alone(name, unit, figure(name))).into())
+}
+
+/// Instructions of the whole machine, interrupts and world switches included, for each token.
+fn kernels(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
+    const MILLION: f64 = 1e6;
+    let json = answer(paths, platform, true)?;
+    let figure = |key: &str| json[key].as_f64().unwrap_or_default();
+    let prefill = figure("ttft_ms") * MILLION / figure("prompt_tokens");
+    let decode = 1e9 / figure("tokens_per_s");
+    let row = |name, instructions: f64| Row::alone(name, "million instructions", instructions / MILLION);
+    Ok(vec![row("prefill_per_token", prefill), row("decode_per_token", decode)])
+}
+
+/// The report of one greedy answer of 32 tokens by the default model.
+fn answer(paths: &Paths, platform: &Platform, count_instructions: bool) -> Result<serde_json::Value> {
+    let options = run::Options {
+        prompt: "Give me a recipe for pancakes.".to_owned(),
+        max_tokens: 32,
+        smp: Some(1),
+        count_instructions,
+        ..run::Options::for_tests(&platform.name)
+    };
     let model = model::container(paths, None)?;
     let images = images::build(paths, platform, &options.images)?;
     let job = run::job(platform, &options);
@@ -121,11 +149,5 @@ fn ttft(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
     if !faults.is_empty() {
         bail!("{}", faults.join("\n"));
     }
-    let json = report.json();
-    let figure = |key: &str| json[key].as_f64().unwrap_or_default();
-    Ok(vec![
-        Row::alone("ttft_ms", "ms", figure("ttft_ms")),
-        Row::alone("tokens_per_s", "1/s", figure("tokens_per_s")),
-        Row::alone("granules_lent", "granules", figure("granules_lent")),
-    ])
+    Ok(report.json())
 }
