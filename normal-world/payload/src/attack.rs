@@ -12,8 +12,8 @@ use flexserve_abi::{
     probe::{Op, REALM_PROBE},
 };
 use flexserve_client::{
-    Conduit,
-    ffa::{Function, Region, Transfer},
+    Conduit, Registers,
+    ffa::{Ffa, Function, Region, Transfer},
     job::{Attack, Record, Target},
     probe::{self, Outcome},
     registers,
@@ -24,7 +24,7 @@ use crate::{
     exceptions::{self, Fault},
     record,
     session::Session,
-    system::System,
+    system::{Smc, System},
 };
 
 /// First address that this world's tables do not reach: such a target is an address of the secure world's own map.
@@ -50,11 +50,30 @@ pub fn run(system: &mut System, session: &Session, targets: &[Target]) -> Result
     }
     by_call(system, session, targets);
     if targets.iter().any(|target| target.name == RMM) {
-        by_realm(system, &places)?;
+        for core in 0..cores::count() {
+            by_realm(core, &places)?;
+        }
     }
     // Its own image is the one place that the hostile partition may reach.
     places.retain(|(name, _)| name != "hostile_partition");
-    by_partition(system, session, &places)
+    let hostile = system
+        .ffa
+        .find_partition(PROBE_SERVICE)
+        .map_err(|e| format!("looking for the hostile partition, which --attack loads: {e}"))?;
+    for core in 0..cores::count() {
+        by_partition(core, hostile, &places)?;
+    }
+    by_calls_of_partition(hostile, session)
+}
+
+/// Calls from another core.
+struct OnCore(usize);
+
+impl Conduit for OnCore {
+    fn call(&mut self, registers: Registers) -> Registers {
+        // A core that `cores::count` counts takes the task.
+        cores::run(self.0, move || Smc.call(registers)).unwrap_or([u64::MAX; 18])
+    }
 }
 
 /// Granules worth attacking: three of a model segment, one of the working memory.
@@ -92,15 +111,15 @@ fn by_access(core: usize, places: &[(String, u64)]) -> Result<(), String> {
 }
 
 /// The same at R-EL2, by a call of the test RMM that exists for this.
-fn by_realm(system: &mut System, places: &[(String, u64)]) -> Result<(), String> {
+fn by_realm(core: usize, places: &[(String, u64)]) -> Result<(), String> {
     for (name, address) in places.iter().filter(|(name, address)| name != RMM && *address < END_OF_MAP) {
         for (kind, what) in [(0, "read"), (1, "write"), (2, "execute")] {
-            let answer = system.ffa.conduit().call(registers(REALM_PROBE, &[kind, *address]));
+            let answer = OnCore(core).call(registers(REALM_PROBE, &[kind, *address]));
             let [0, esr, far, ..] = answer else {
                 return Err(format!("the RMM does not know the attack tests' call: x0 = {:#x}", answer[0]));
             };
             let fault = Fault { esr, far };
-            report_access("R-EL2", 0, what, name, (esr != 0).then_some(fault));
+            report_access("R-EL2", core, what, name, (esr != 0).then_some(fault));
         }
     }
     Ok(())
@@ -182,30 +201,37 @@ fn map_buffer_over(system: &mut System, page: u64) -> bool {
     refused & system.ffa.map_buffers(tx, rx).is_ok()
 }
 
-/// The hostile secure partition: accesses from S-EL0, and calls to the SPMC and to EL3.
-fn by_partition(system: &mut System, session: &Session, places: &[(String, u64)]) -> Result<(), String> {
-    let hostile = system
-        .ffa
-        .find_partition(PROBE_SERVICE)
-        .map_err(|e| format!("looking for the hostile partition, which --attack loads: {e}"))?;
+/// Accesses of the hostile secure partition, which runs on the core that asks it.
+fn by_partition(core: usize, hostile: EndpointId, places: &[(String, u64)]) -> Result<(), String> {
     for (name, address) in places {
         for (op, what) in [(Op::Read, "read"), (Op::Write, "write"), (Op::Execute, "execute")] {
-            let refused = send(system, hostile, op, *address)? == Outcome::Aborted;
-            report_call("S-EL0", format!("{what} {name}"), refused);
+            let refused = send(core, hostile, op, *address)? == Outcome::Aborted;
+            record::emit(&Record::Attack(Attack {
+                name: format!("{what} {name}"),
+                world: "S-EL0".to_owned(),
+                core: core as u32,
+                faulted: refused,
+                ..Attack::default()
+            }));
         }
     }
+    Ok(())
+}
+
+/// Calls of the hostile secure partition to the SPMC and to EL3.
+fn by_calls_of_partition(hostile: EndpointId, session: &Session) -> Result<(), String> {
     for (index, lent) in session.lent.iter().enumerate() {
-        let refused = send(system, hostile, Op::Retrieve, lent.handle)? != Outcome::Answered(0);
+        let refused = send(0, hostile, Op::Retrieve, lent.handle)? != Outcome::Answered(0);
         report_call("S-EL0", format!("FFA_MEM_RETRIEVE_REQ of handle {index} of the model"), refused);
     }
-    if let Some((_, page)) = places.first() {
-        let refused = send(system, hostile, Op::GranuleSet, *page)? != Outcome::Answered(0);
+    if let Some(page) = session.lent.get(1).and_then(|segment| segment.pages.first()) {
+        let refused = send(0, hostile, Op::GranuleSet, *page)? != Outcome::Answered(0);
         report_call("S-EL0", "GRANULE_SET of a lent granule".to_owned(), refused);
     }
     Ok(())
 }
 
-fn send(system: &mut System, hostile: EndpointId, op: Op, argument: u64) -> Result<Outcome, String> {
-    probe::probe(&mut system.ffa, hostile, op, argument, &mut || {})
+fn send(core: usize, hostile: EndpointId, op: Op, argument: u64) -> Result<Outcome, String> {
+    probe::probe(&mut Ffa::new(OnCore(core), &mut []), hostile, op, argument, &mut || {})
         .map_err(|e| format!("asking the hostile partition for {op:?}: {e}"))
 }
