@@ -1,0 +1,82 @@
+//! What can be broken on purpose.
+
+use crate::replay::Recorder;
+use flexserve_abi::el3::Gpi;
+use flexserve_el3_svc::{gpt_format::Contiguous, gpt_range::Tables};
+
+/// What is left out, or done wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// Nothing.
+    None,
+    /// The lock is not taken.
+    Lock,
+    /// TLBs are not invalidated.
+    Invalidate,
+    /// Only the TLB of the core that moves is.
+    Broadcast,
+    /// Caches are not flushed.
+    Flush,
+    /// A granule is never in nobody's hands on its way back.
+    NoAccess,
+    /// A write that moves nothing but the last granule of an entry is lost.
+    LostWrite,
+}
+
+impl Defect {
+    /// Every defect.
+    pub const ALL: [Self; 6] =
+        [Self::Lock, Self::Invalidate, Self::Broadcast, Self::Flush, Self::NoAccess, Self::LostWrite];
+}
+
+/// Tables with a defect.
+pub struct Defective<'r, 'a> {
+    /// What is below.
+    pub recorder: &'r Recorder<'a>,
+    /// What is wrong.
+    pub defect: Defect,
+}
+
+impl Tables for Defective<'_, '_> {
+    fn read(&self, address: u64) -> u64 {
+        self.recorder.read(address)
+    }
+
+    fn write(&self, address: u64, entry: u64) {
+        let some_no_access = Contiguous::of(entry).is_none() && (0..16).any(|i| entry >> (i * 4) & 0xf == 0);
+        let dropped = match self.defect {
+            Defect::NoAccess => some_no_access,
+            Defect::LostWrite => self.recorder.read(address) ^ entry == 0x1000_0000_0000_0000,
+            _ => false,
+        };
+        if !dropped {
+            self.recorder.write(address, entry);
+        }
+    }
+
+    fn lock(&self, base: u64) {
+        if self.defect != Defect::Lock {
+            self.recorder.lock(base);
+        }
+    }
+
+    fn unlock(&self, base: u64) {
+        if self.defect != Defect::Lock {
+            self.recorder.unlock(base);
+        }
+    }
+
+    fn invalidate(&self, base: u64, bytes: u64) {
+        match self.defect {
+            Defect::Invalidate => {}
+            Defect::Broadcast => self.recorder.invalidate_locally(base, bytes),
+            _ => self.recorder.invalidate(base, bytes),
+        }
+    }
+
+    fn flush(&self, base: u64, bytes: u64, pas: Gpi) {
+        if self.defect != Defect::Flush {
+            self.recorder.flush(base, bytes, pas);
+        }
+    }
+}
