@@ -34,5 +34,7 @@ impl UuidRegisters {
 
 /// Service of the LLM partition, [`crate::service`]: 6f1c2b6e-9d0a-4d0b-8a55-1f7c4e3a90d1.
 pub const LLM_SERVICE: u128 = 0x6f1c_2b6e_9d0a_4d0b_8a55_1f7c_4e3a_90d1;
+/// Service of the SPMC, [`crate::recall`]: 0f6a9d52-7c1e-4a38-b7d4-5be2c19a6680.
+pub const RECALL_SERVICE: u128 = 0x0f6a_9d52_7c1e_4a38_b7d4_5be2_c19a_6680;
 /// Service of the hostile partition, [`crate::probe`]: b2a7e0c4-53f8-4b60-9c1d-0e6d2f8a7735.
 pub const PROBE_SERVICE: u128 = 0xb2a7_e0c4_53f8_4b60_9c1d_0e6d_2f8a_7735;

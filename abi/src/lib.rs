@@ -7,6 +7,7 @@
 //! | [`isa`] | the SPMC and the partitions: instruction-set features |
 //! | [`service`] | the normal world and the LLM partition (direct messages) |
 //! | [`ring`] | the same two, through shared memory |
+//! | [`recall`] | the normal world and the SPMC (direct messages) |
 //! | [`probe`] | the attack tests and the hostile partition |
 //! | [`log`] | the secure worlds and whoever reads the secure UART |
 #![no_std]
@@ -17,6 +18,7 @@ pub mod ffa;
 pub mod isa;
 pub mod log;
 pub mod probe;
+pub mod recall;
 pub mod ring;
 pub mod service;
 

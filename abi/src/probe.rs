@@ -22,6 +22,8 @@ pub enum Op {
     GranuleSet = 5,
     /// Spins for ever; only preemption ends it.
     Spin = 6,
+    /// Retrieves handle x5, which was lent to this partition, and reads it for ever.
+    Hold = 7,
 }
 
 impl Op {
@@ -35,6 +37,7 @@ impl Op {
             4 => Self::Retrieve,
             5 => Self::GranuleSet,
             6 => Self::Spin,
+            7 => Self::Hold,
             _ => return None,
         })
     }

@@ -50,6 +50,9 @@ pub trait Hardware {
     /// Makes changed translation tables of an address space take effect on every core.
     fn flush(&mut self, asid: u16);
 
+    /// Nanoseconds since some moment before the start.
+    fn now_ns(&mut self) -> u64;
+
     /// Passes on a piece of a partition's log.
     fn log(&mut self, partition: EndpointId, bytes: &[u8]);
 }

@@ -102,6 +102,8 @@ pub struct Region {
     /// Its pages.
     pub pages: Pages,
     state: State,
+    /// When its lender asked to have it revoked.
+    notice: Option<u64>,
     /// Pages that a reclaim which could not be finished has given back.
     returned: u32,
 }
@@ -163,7 +165,16 @@ impl<'a> Ledger<'a> {
     pub fn begin(&mut self, kind: Kind, lender: EndpointId, sending: Sending) -> Result<u64, Error> {
         let handle = self.next_handle;
         let state = State::Arriving { ranges_left: sending.ranges, offset: sending.first_range as u32 };
-        let region = Region { handle, kind, lender, sending, pages: Pages::default(), state, returned: 0 };
+        let region = Region {
+            handle,
+            kind,
+            lender,
+            sending,
+            pages: Pages::default(),
+            state,
+            notice: None,
+            returned: 0,
+        };
         self.regions.push(region).map_err(|_| Error::NoMemory)?;
         // Handles are never used again; bit 63 is zero: allocated by the SPMC.
         self.next_handle += 1;
@@ -337,7 +348,14 @@ impl<'a> Ledger<'a> {
     pub fn set_address(&mut self, handle: u64, address: Option<u64>) {
         if let Some(region) = self.regions.iter_mut().find(|region| region.handle == handle) {
             region.state = address.map_or(State::Held, |address| State::Borrowed { address });
+            region.notice = None;
         }
+    }
+
+    /// When its lender first asked to have a region revoked: `now`, unless it did so before.
+    pub fn notice(&mut self, handle: u64, now: u64) -> u64 {
+        let region = self.regions.iter_mut().find(|region| region.handle == handle);
+        region.map_or(now, |region| *region.notice.get_or_insert(now))
     }
 
     /// Gives a region that nobody has mapped back to its lender, zeroed if it was lent, and answers its pages. The

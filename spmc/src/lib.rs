@@ -5,6 +5,7 @@
 //! | [`spmc`] | the state behind all calls; `normal` and `secure` are the calls of the two worlds |
 //! | [`partition`] | a partition and its one execution context |
 //! | [`lending`] | memory regions, from the first fragment to the reclaim |
+//! | `recall` | the service that takes a region from a borrower who holds on |
 //! | [`descriptor`] | memory transaction descriptors, from a caller that is not trusted |
 //! | [`claims`] | which pages are taken |
 //! | [`mailbox`] | RX/TX buffers |
@@ -28,6 +29,7 @@ pub mod mailbox;
 pub mod manifest;
 mod normal;
 pub mod partition;
+mod recall;
 pub mod registers;
 mod secure;
 pub mod space;

@@ -13,7 +13,7 @@ use crate::{
 use arm_ffa::{FfaError, FuncId};
 use flexserve_abi::{
     el3::Gpi,
-    ffa::{EndpointId, NORMAL_WORLD, SPMC, UuidRegisters},
+    ffa::{EndpointId, NORMAL_WORLD, RECALL_SERVICE, SPMC, UuidRegisters},
 };
 
 /// The SPMD, as it names itself in its messages.
@@ -127,6 +127,13 @@ impl<H: Hardware> Spmc<'_, H> {
         }
         if source & SECURE_ID != 0 {
             return Err(FfaError::InvalidParameters);
+        }
+        let recall = UuidRegisters::new(RECALL_SERVICE);
+        if destination == SPMC
+            && function == FuncId::MsgSendDirectReq64_2
+            && registers[2..4] == [recall.0, recall.1]
+        {
+            return Ok(Step::Reply(self.recall_service(source, registers)));
         }
         let index = self.find(destination).ok_or(FfaError::InvalidParameters)?;
         let partition = &mut self.partitions[index];

@@ -21,6 +21,7 @@ pub mod ffa;
 pub mod job;
 pub mod llm;
 pub mod probe;
+pub mod recall;
 pub mod ring;
 pub mod scatter;
 

@@ -45,6 +45,17 @@ fn attempt(op: Op, arg: u64, borrower: &mut Result<Borrower, Error>) -> u64 {
         Op::Spin => loop {
             core::hint::spin_loop();
         },
+        Op::Hold => hold(arg, borrower),
+    }
+}
+
+/// Never gives back what it was lent.
+fn hold(handle: u64, borrower: &mut Result<Borrower, Error>) -> u64 {
+    let Some(Ok(region)) = borrower.as_mut().ok().map(|b| b.retrieve_lent(NORMAL_WORLD, handle)) else {
+        return UNKNOWN_OP;
+    };
+    loop {
+        core::hint::black_box(region.iter().fold(0_u8, |all, byte| all ^ core::hint::black_box(*byte)));
     }
 }
 

@@ -6,9 +6,11 @@ Exits with 1 if the engine's perplexity is more than 1.5 % above float32's.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -39,6 +41,10 @@ def enter_environment(folder):
     stamp = folder / "requirements.txt"
     requirements = HERE / "requirements.txt"
     if not stamp.exists() or stamp.read_bytes() != requirements.read_bytes():
+        needs = {"python3-venv": importlib.util.find_spec("ensurepip"), "g++": shutil.which("c++")}
+        missing = " ".join(package for package, found in needs.items() if not found)
+        if missing:
+            sys.exit(f"the peers cannot be installed; first: apt-get install --no-install-recommends {missing}")
         print(f"Installing {', '.join(requirements.read_text().split())} into {folder} (minutes, once)", flush=True)
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)

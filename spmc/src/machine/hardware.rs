@@ -2,7 +2,7 @@
 
 use super::{
     layout::{NORMAL_WINDOW, SECURE_WINDOW},
-    registers::{dczid, flush_asid, smc, zero_block},
+    registers::{cntfrq, cntpct, dczid, flush_asid, smc, zero_block},
 };
 use flexserve_abi::{
     el3::{Gpi, LIST_LIMIT, Status, fid},
@@ -106,6 +106,12 @@ impl Hardware for Machine {
 
     fn flush(&mut self, asid: u16) {
         flush_asid(asid);
+    }
+
+    fn now_ns(&mut self) -> u64 {
+        // A frequency of zero is a firmware that forgot to set it: time stands still, and notices never end.
+        let elapsed = u128::from(cntpct()) * 1_000_000_000;
+        elapsed.checked_div(cntfrq().into()).unwrap_or(0) as u64
     }
 
     fn log(&mut self, partition: EndpointId, bytes: &[u8]) {

@@ -44,6 +44,10 @@ readers! {
     id_aa64zfr0 = "s3_0_c0_c4_4";
     /// Size of the block that DC ZVA zeroes.
     dczid = "dczid_el0";
+    /// Physical counter.
+    cntpct = "cntpct_el0";
+    /// Its ticks a second.
+    cntfrq = "cntfrq_el0";
     /// Tables of the lower addresses, and ASID.
     ttbr0 = "ttbr0_el1";
     /// Length of SVE vectors.

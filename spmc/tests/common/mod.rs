@@ -43,6 +43,8 @@ pub struct Fake {
     pub busy: u32,
     /// What partitions logged.
     pub logged: Vec<(EndpointId, Vec<u8>)>,
+    /// What the clock says.
+    pub now_ns: u64,
     /// Calls of `flush`.
     pub flushes: usize,
 }
@@ -98,6 +100,10 @@ impl Hardware for Fake {
             }
         }
         (Status::Success, done)
+    }
+
+    fn now_ns(&mut self) -> u64 {
+        self.now_ns
     }
 
     fn granule(&mut self, base: u64) -> Option<Gpi> {

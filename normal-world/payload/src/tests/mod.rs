@@ -7,6 +7,7 @@
 mod inference;
 mod memory;
 mod messages;
+mod recall;
 mod robustness;
 mod setup;
 
@@ -63,6 +64,11 @@ const TESTS: &[Test] = &[
     Test { name: "memory/bad_descriptors", run: memory::bad_descriptors },
     Test { name: "memory/bad_fragments", run: memory::bad_fragments },
     Test { name: "memory/bad_handles", run: memory::bad_handles },
+    // A recall that the borrower ignores succeeds all the same.
+    Test {
+        name: "recall/held_memory_comes_back_at_the_deadline",
+        run: recall::held_memory_comes_back_at_the_deadline,
+    },
     // Malformed messages get their error, and the partition goes on serving.
     Test { name: "messages/no_session", run: messages::no_session },
     Test { name: "messages/bad_receivers", run: messages::bad_receivers },

@@ -1,0 +1,75 @@
+//! A borrower that keeps what it should give back.
+
+use alloc::{format, string::String};
+
+use flexserve_abi::{
+    ffa::{PROBE_SERVICE, UuidRegisters},
+    probe::Op,
+    recall::Status,
+};
+use flexserve_client::{
+    Conduit, Registers,
+    ffa::{Code, Error, Function},
+    probe::{self, Outcome},
+    recall, registers,
+};
+
+use super::{Bench, ensure};
+use crate::{gic, system::Smc, timer};
+
+/// Time that the borrower gets at once, in microseconds.
+const SLICE: u64 = 500;
+/// Slices after which a deadline that has not come never will: five seconds.
+const PATIENCE: u32 = 10_000;
+
+/// Lets the partition run for a slice; answers what came back.
+fn slice(call: Registers) -> Registers {
+    timer::arm(SLICE);
+    let answer = Smc.call(call);
+    gic::acknowledge();
+    timer::disarm();
+    answer
+}
+
+fn is(answer: &Registers, function: Function) -> bool {
+    answer[0] == u64::from(u32::from(function))
+}
+
+/// A partition that reads its borrowed pages for ever loses them at the deadline, zeroed, and is aborted at its next touch.
+pub fn held_memory_comes_back_at_the_deadline(bench: &mut Bench) -> Result<(), String> {
+    let system = &mut bench.system;
+    let hostile = system
+        .ffa
+        .find_partition(PROBE_SERVICE)
+        .map_err(|e| format!("looking for the hostile partition, which the tests need: {e}"))?;
+    let pages = system.pages.allocate(5).map_err(|e| format!("{e}"))?;
+    let lent = system.lend(hostile, pages).map_err(|e| format!("lending: {e}"))?;
+    let uuid = UuidRegisters::new(PROBE_SERVICE);
+    let hold = [hostile.into(), uuid.0, uuid.1, Op::Hold as u64, lent.handle];
+    let mut answer = slice(registers(Function::MsgSendDirectReq64_2.into(), &hold));
+    let resume = registers(Function::Run32.into(), &[answer[1]]);
+
+    let early = system.ffa.reclaim(lent.handle);
+    ensure!(early == Err(Error::Code(Code::Denied)), "a reclaim while the borrower holds on: {early:x?}");
+    let first = recall::revoke(&mut system.ffa, lent.handle).map_err(|e| format!("giving notice: {e}"))?;
+    ensure!(matches!(first, (Status::Noticed, 1..)), "the first request for revocation: {first:x?}");
+
+    for _ in 0..PATIENCE {
+        ensure!(is(&answer, Function::Interrupt32), "the borrower was to hold on: {:#x}", answer[0]);
+        let asked = recall::revoke(&mut system.ffa, lent.handle).map_err(|e| format!("revoking: {e}"))?;
+        if asked.0 == Status::Revoked {
+            let dirty = system.reclaim(&lent).map_err(|e| format!("reclaiming what was revoked: {e}"))?;
+            ensure!(dirty == 0, "{dirty} granules came back with contents");
+            answer = slice(resume);
+            let aborted =
+                is(&answer, Function::Error32) && answer[2] as u32 as i32 == i32::from(Code::Aborted);
+            ensure!(aborted, "the borrower's next touch: {:#x} {:#x}", answer[0], answer[2]);
+            let again = probe::probe(&mut system.ffa, hostile, Op::Retrieve, lent.handle, &mut || {});
+            ensure!(matches!(again, Ok(Outcome::Answered(1..))), "the borrower after its abort: {again:x?}");
+            return Ok(());
+        }
+        ensure!(asked.0 == Status::Noticed, "a request for revocation: {asked:x?}");
+        answer = slice(resume);
+    }
+    Err("the deadline never came".into())
+}
