@@ -3,8 +3,9 @@
 use super::{Tally, count};
 use crate::{download, paths::Paths, process, toolchain};
 use anyhow::{Result, bail};
+use std::fs;
 
-/// Formatting, clippy and the lock file, each a case.
+/// Formatting, clippy, the lock file and the documentation's links, each a case.
 ///
 /// # Errors
 ///
@@ -26,7 +27,26 @@ pub fn lint(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
         let log = paths.out.join(format!("log/lint-{subcommand}.log"));
         tally.case(name, process::step(name, &mut cargo, &log));
     }
+    if filter.is_none_or(|f| "lint::links".contains(f)) {
+        tally.case("lint::links", links(paths));
+    }
     Ok(tally)
+}
+
+/// Checks that the files exist to which the documentation links.
+fn links(paths: &Paths) -> Result<()> {
+    let listed = process::command("git").current_dir(&paths.root).args(["ls-files", "*.md"]).output()?;
+    for page in String::from_utf8(listed.stdout)?.lines().map(|name| paths.root.join(name)) {
+        let text = fs::read_to_string(&page)?;
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for target in targets.filter(|t| !t.is_empty() && !t.contains("://")) {
+            let file = page.with_file_name("").join(target);
+            if !file.exists() {
+                bail!("{} links to {target}, which does not exist", page.display());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Tests of the whole workspace, by nextest.

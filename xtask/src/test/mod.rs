@@ -1,5 +1,6 @@
 //! `test`: every suite, counted case by case.
 
+mod fuzz;
 mod host;
 mod kernels;
 mod system;
@@ -15,7 +16,7 @@ pub struct Options {
     /// The platform that the system tests boot.
     #[arg(long, default_value = "qemu-rme")]
     platform: String,
-    /// Only this suite; all of them otherwise.
+    /// Only this suite; all of them but `fuzz` otherwise.
     suite: Option<Suite>,
     /// Only tests whose name contains this.
     filter: Option<String>,
@@ -32,6 +33,8 @@ enum Suite {
     Kernels,
     /// The whole system, booted.
     System,
+    /// The fuzz targets, briefly; only if asked for.
+    Fuzz,
 }
 
 /// Cases that passed, failed, and were not run on purpose.
@@ -81,7 +84,8 @@ impl fmt::Display for Tally {
 pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
     let filter = options.filter.as_deref();
     let mut sum = Tally::default();
-    for suite in Suite::value_variants().iter().filter(|s| options.suite.is_none_or(|o| o == **s)) {
+    let wanted = |suite: &&Suite| options.suite.map_or(**suite != Suite::Fuzz, |only| only == **suite);
+    for suite in Suite::value_variants().iter().filter(wanted) {
         let name = format!("{suite:?}").to_lowercase();
         eprintln!("--- {name}");
         let tally = match suite {
@@ -89,6 +93,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
             Suite::Unit => host::unit(paths, filter),
             Suite::Kernels => kernels::run(paths, filter),
             Suite::System => system::run(paths, &options.platform, filter),
+            Suite::Fuzz => fuzz::run(paths, filter),
         };
         interrupt::check()?;
         // A suite that cannot run is a failure, not an absence.
