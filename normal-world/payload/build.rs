@@ -3,11 +3,11 @@
 use flexserve_platform::PAYLOAD_BASE;
 
 fn main() {
-    println!("cargo:rerun-if-changed=payload.ld");
     if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("none") {
         return;
     }
-    let script = format!("{}/payload.ld", env!("CARGO_MANIFEST_DIR"));
+    let script = format!("{}/../runtime/image.ld", env!("CARGO_MANIFEST_DIR"));
+    println!("cargo:rerun-if-changed={script}");
     println!("cargo:rustc-link-arg-bins=-T{script}");
     println!("cargo:rustc-link-arg-bins=--defsym=PAYLOAD_BASE={PAYLOAD_BASE:#x}");
 }

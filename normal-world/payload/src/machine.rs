@@ -1,47 +1,16 @@
-//! Start and end of the run.
+//! What the host asks for: an answer, or tests.
 
-use alloc::{format, string::String};
-use core::panic::PanicInfo;
+use alloc::string::String;
 
-use flexserve_client::job::{FW_CFG_NAME, Job};
-use smccc::{Smc, psci};
+use flexserve_client::job::Job;
 
-use crate::{cores, fw_cfg, gic, heap, mmu, prompt, record, tests, timer};
-
-core::arch::global_asm!(include_str!("entry.S"));
+use crate::{prompt, tests};
 
 #[unsafe(no_mangle)]
 extern "C" fn payload_main() -> ! {
-    heap::init();
-    mmu::enable();
-    record::init();
-    gic::init();
-    if let Err(message) = run() {
-        record::error(message);
-    }
-    power_off()
+    flexserve_normal_runtime::machine::start(run)
 }
 
-fn run() -> Result<(), String> {
-    let job = fw_cfg::read_file(FW_CFG_NAME)?;
-    let job: Job =
-        serde_json::from_slice(&job).map_err(|e| format!("the job in {FW_CFG_NAME} is malformed: {e}"))?;
-    cores::start_all(fw_cfg::core_count())?;
-    if job.tests.is_empty() { prompt::run(&job) } else { tests::run(&job) }
-}
-
-/// Ends the run.
-pub fn power_off() -> ! {
-    timer::disarm();
-    // Without PSCI there is no way to report either: stop here, the host's time limit speaks.
-    let _ = psci::system_off::<Smc>();
-    loop {
-        core::hint::spin_loop();
-    }
-}
-
-#[panic_handler]
-fn panic(info: &PanicInfo) -> ! {
-    record::error(format!("the payload panicked: {info}"));
-    power_off()
+fn run(job: &Job) -> Result<(), String> {
+    if job.tests.is_empty() { prompt::run(job) } else { tests::run(job) }
 }

@@ -10,35 +10,18 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod attack;
 #[cfg(target_os = "none")]
-mod cores;
-#[cfg(target_os = "none")]
 mod disk;
-#[cfg(target_os = "none")]
-mod exceptions;
-#[cfg(target_os = "none")]
-mod fw_cfg;
-#[cfg(target_os = "none")]
-mod gic;
-#[cfg(target_os = "none")]
-mod heap;
 #[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
-mod mmu;
-#[cfg(target_os = "none")]
 mod prompt;
-#[cfg(target_os = "none")]
-mod record;
 #[cfg(target_os = "none")]
 mod session;
 #[cfg(target_os = "none")]
-mod system;
-#[cfg(target_os = "none")]
 mod tests;
+
 #[cfg(target_os = "none")]
-mod timer;
-#[cfg(target_os = "none")]
-mod vectors;
+use flexserve_normal_runtime::{cores, exceptions, gic, record, system, timer, vectors};
 
 #[cfg(not(target_os = "none"))]
 fn main() {}
