@@ -2,6 +2,11 @@
 
 use std::{env, fmt::Write as _, fs, path::PathBuf};
 
+/// Regions that some platforms lack: `Option<Region>`.
+const OPTIONAL_REGIONS: [&str; 3] = ["rmm", "spmc_manifest_source", "stage2_tables"];
+/// Lists of regions that are empty where the platform says nothing.
+const OPTIONAL_LISTS: [&str; 1] = ["ns_devices"];
+
 fn main() {
     println!("cargo:rerun-if-env-changed=FLEXSERVE_PLATFORM");
     let name = env::var("FLEXSERVE_PLATFORM").unwrap_or_else(|_| "qemu-rme".to_owned());
@@ -17,6 +22,14 @@ fn main() {
     for (key, value) in &facts {
         let name = key.to_uppercase();
         match value {
+            toml::Value::String(s) if key == "isolation" => {
+                let value = match s.as_str() {
+                    "gpt" => "Isolation::GranuleProtectionTable",
+                    "stage-2" => "Isolation::Stage2",
+                    _ => panic!("isolation: {s:?} is neither \"gpt\" nor \"stage-2\""),
+                };
+                constant(&mut out, key, &name, "Isolation", value);
+            }
             toml::Value::String(s) => {
                 constant(&mut out, key, &name, "&str", &format!("{s:?}"));
             }
@@ -24,6 +37,9 @@ fn main() {
             toml::Value::Array(items) => {
                 let regions: Vec<String> = items.iter().map(|i| region(key, i)).collect();
                 constant(&mut out, key, &name, "&[Region]", &format!("&[{}]", regions.join(", ")));
+            }
+            toml::Value::Table(_) if OPTIONAL_REGIONS.contains(&key.as_str()) => {
+                constant(&mut out, key, &name, "Option<Region>", &format!("Some({})", region(key, value)));
             }
             toml::Value::Table(fields) if fields.contains_key("size") => {
                 constant(&mut out, key, &name, "Region", &region(key, value));
@@ -43,6 +59,12 @@ fn main() {
             }
             other => panic!("{key}: no constant is made of {other}"),
         }
+    }
+    for key in OPTIONAL_REGIONS.iter().filter(|key| !facts.contains_key(**key)) {
+        constant(&mut out, key, &key.to_uppercase(), "Option<Region>", "None");
+    }
+    for key in OPTIONAL_LISTS.iter().filter(|key| !facts.contains_key(**key)) {
+        constant(&mut out, key, &key.to_uppercase(), "&[Region]", "&[]");
     }
     let target = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo")).join("facts.rs");
     fs::write(target, out).expect("OUT_DIR is writable");

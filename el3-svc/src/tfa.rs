@@ -98,13 +98,19 @@ struct ConfigInfo {
 extern "C" fn dyn_cfg_dtb_info_getter(config_id: u32) -> *const ConfigInfo {
     /// `TOS_FW_CONFIG_ID` of TF-A's `tbbr_img_def_exp.h`.
     const TOS_FW_CONFIG_ID: u32 = 26;
-    static MANIFEST: ConfigInfo = ConfigInfo {
-        config_addr: platform::SPMC_MANIFEST.base as usize,
-        config_max_size: platform::SPMC_MANIFEST.size as u32,
-        config_id: TOS_FW_CONFIG_ID,
-        secondary_config_addr: platform::SPMC_MANIFEST_COPY.base as usize,
+    static MANIFEST: Option<ConfigInfo> = match platform::SPMC_MANIFEST_SOURCE {
+        Some(source) => Some(ConfigInfo {
+            config_addr: source.base as usize,
+            config_max_size: source.size as u32,
+            config_id: TOS_FW_CONFIG_ID,
+            secondary_config_addr: platform::SPMC_MANIFEST.base as usize,
+        }),
+        None => None,
     };
-    if config_id == TOS_FW_CONFIG_ID { &MANIFEST } else { core::ptr::null() }
+    match &MANIFEST {
+        Some(manifest) if config_id == TOS_FW_CONFIG_ID => manifest,
+        _ => core::ptr::null(),
+    }
 }
 
 #[panic_handler]

@@ -32,17 +32,29 @@ impl Region {
     }
 }
 
+/// What keeps the normal world from what it has lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// The granule protection table: Secure granules are in another physical address space.
+    GranuleProtectionTable,
+    /// Translation tables of the normal world that EL3 owns: DRAM stays in the Non-secure physical address space, and a
+    /// Secure granule is one that the tables do not map.
+    Stage2,
+}
+
 include!(concat!(env!("OUT_DIR"), "/facts.rs"));
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FIXED: [Region; 6] = [EL3, SPMC, SPMC_MANIFEST_COPY, LLM_PARTITION, HOSTILE_PARTITION, RMM];
+    const FIXED: [Region; 4] = [EL3, SPMC, LLM_PARTITION, HOSTILE_PARTITION];
 
     #[test]
     fn carve_outs_never_overlap_each_other_or_a_lendable_bank() {
-        let all = FIXED.iter().chain(LENDABLE);
+        let copy = SPMC_MANIFEST_SOURCE.map(|_| SPMC_MANIFEST);
+        let optional = [RMM, STAGE2_TABLES, copy];
+        let all = FIXED.iter().chain(LENDABLE).chain(optional.iter().flatten()).chain(NS_DEVICES);
         for (i, a) in all.clone().enumerate() {
             for b in all.clone().skip(i + 1) {
                 assert!(a.end() <= b.base || b.end() <= a.base, "{a:x?} overlaps {b:x?}");

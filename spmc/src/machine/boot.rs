@@ -10,7 +10,7 @@ use super::{
 use arm_ffa::FuncId;
 use core::{arch::global_asm, cell::UnsafeCell};
 use flexserve_abi::{isa::IsaFeatures, log::World};
-use flexserve_platform::{LENDABLE, SECURE_UART_BASE, SPMC, SPMC_MANIFEST_COPY};
+use flexserve_platform::{LENDABLE, SECURE_UART_BASE, SPMC, SPMC_MANIFEST};
 use flexserve_spmc::{
     claims::{self, Claims},
     lending::{Ledger, REGIONS, Region},
@@ -198,8 +198,8 @@ fn build_tables(pool: &mut Pool) -> Result<(), OutOfTables> {
     map(image.stacks + CORES as u64 * STACK_SIZE, image.end, Access::SpmcData)?;
     let uart = SECURE_WINDOW + SECURE_UART_BASE;
     map(uart, uart + PAGE, Access::SpmcDevice)?;
-    let manifest = SECURE_WINDOW + SPMC_MANIFEST_COPY.base;
-    map(manifest, manifest + SPMC_MANIFEST_COPY.size, Access::SpmcConstants)?;
+    let manifest = SECURE_WINDOW + SPMC_MANIFEST.base;
+    map(manifest, manifest + SPMC_MANIFEST.size, Access::SpmcConstants)?;
     for bank in LENDABLE {
         assert!(bank.end() <= WINDOW_SIZE);
         let (secure, normal) = (SECURE_WINDOW + bank.base, NORMAL_WINDOW + bank.base);
@@ -225,13 +225,13 @@ fn turn_to_tables() {
 
 /// Reads the manifests and answers how many partitions there are.
 fn find_partitions(spmc: &mut Manager, manifest: u64) -> usize {
-    if manifest != SPMC_MANIFEST_COPY.base {
+    if manifest != SPMC_MANIFEST.base {
         defmt::error!("no manifest: x0 = {=u64:#x}", manifest);
         return 0;
     }
     // SAFETY: mapped read-only, and written by nobody any more.
     let dtb = unsafe {
-        core::slice::from_raw_parts((SECURE_WINDOW + manifest) as *const u8, SPMC_MANIFEST_COPY.size as usize)
+        core::slice::from_raw_parts((SECURE_WINDOW + manifest) as *const u8, SPMC_MANIFEST.size as usize)
     };
     match manifest::places::<PARTITIONS>(dtb) {
         Ok(places) => places.iter().filter(|place| add_partition(spmc, place)).count(),

@@ -8,7 +8,7 @@ use flexserve_client::{
     el3,
     ffa::{self, Code, Error, Function, Region, Transfer},
 };
-use flexserve_platform::{DRAM, EL3, LLM_PARTITION, RMM, SPMC, UART_BASE};
+use flexserve_platform::{DRAM, EL3, LLM_PARTITION, RMM, SPMC, STAGE2_TABLES, UART_BASE};
 use spin::Mutex;
 
 use super::{Bench, ensure};
@@ -204,7 +204,7 @@ pub fn bad_descriptors(bench: &mut Bench) -> Result<(), String> {
         ("a good page, then the SPMC's", partition, &[good, region(SPMC.base, 1)]),
         ("the LLM partition's image", partition, &[region(LLM_PARTITION.base, 1)]),
         ("EL3's memory", partition, &[region(EL3.base, 1)]),
-        ("the RMM's memory", partition, &[region(RMM.base, 1)]),
+        ("the firmware's DRAM", partition, &[region(RMM.or(STAGE2_TABLES).unwrap_or(EL3).base, 1)]),
         ("a device", partition, &[region(UART_BASE, 1)]),
         ("no memory at all", partition, &[region(NOWHERE, 1)]),
         ("pages beyond the end of DRAM", partition, &[region(DRAM.end() - ffa::PAGE_SIZE, 2)]),
