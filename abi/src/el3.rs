@@ -144,16 +144,19 @@ pub enum Counter {
     Refused = 3,
     /// TLB invalidations, each with its barrier.
     TlbInvalidations = 4,
+    /// Accesses of the normal world that EL3 has seen stopped. Zero where they fault past EL3, at the attacker.
+    Faults = 5,
 }
 
 impl Counter {
     /// Every counter, in order of its index, with the name it has in reports.
-    pub const ALL: [(Self, &'static str); 5] = [
+    pub const ALL: [(Self, &'static str); 6] = [
         (Self::Lent, "granules_lent"),
         (Self::Returned, "granules_returned"),
         (Self::Batches, "batches"),
         (Self::Refused, "refused"),
         (Self::TlbInvalidations, "tlb_invalidations"),
+        (Self::Faults, "faults"),
     ];
 }
 

@@ -32,6 +32,11 @@ pub trait GranuleProtection {
     /// TLB invalidations that it has made since boot.
     fn tlb_invalidations(&self) -> u64;
 
+    /// Accesses of the normal world that it has seen stopped since boot. Zero for a mechanism that is not told of them.
+    fn faults(&self) -> u64 {
+        0
+    }
+
     /// Who may access the granule at `base`. `None` where the mechanism does not cover it.
     fn owner(&self, base: u64) -> Option<Gpi>;
 

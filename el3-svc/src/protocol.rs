@@ -96,6 +96,9 @@ impl<P: GranuleProtection> Service<P> {
             None if index == Counter::TlbInvalidations as u64 => {
                 Reply(Status::Success.code(), self.protection.tlb_invalidations())
             }
+            None if index == Counter::Faults as u64 => {
+                Reply(Status::Success.code(), self.protection.faults())
+            }
             None => Status::InvalidParameters.into(),
         }
     }
@@ -229,6 +232,10 @@ mod tests {
             77
         }
 
+        fn faults(&self) -> u64 {
+            88
+        }
+
         fn owner(&self, base: u64) -> Option<Gpi> {
             Some(if self.0.lock().unwrap().contains(&base) { Gpi::Secure } else { Gpi::NonSecure })
         }
@@ -286,6 +293,7 @@ mod tests {
             assert_eq!(stats(counter as u64).0, 0);
         }
         assert_eq!(stats(Counter::TlbInvalidations as u64).1, 77);
+        assert_eq!(stats(Counter::Faults as u64).1, 88);
         assert_eq!(stats(Counter::ALL.len() as u64), Status::InvalidParameters.into());
         assert_eq!(stats(u64::MAX), Status::InvalidParameters.into());
     }
