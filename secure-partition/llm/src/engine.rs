@@ -1,10 +1,11 @@
 //! From tokens to logits.
 
 use core::ops::Range;
+use core::sync::atomic::Ordering::Relaxed;
 
 use flexserve_container::{Model, Params, TensorKind};
 use flexserve_kernels::activations::{Activations, quantize};
-use flexserve_kernels::format::BLOCK;
+use flexserve_kernels::format::{BLOCK, GROUP};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{matmul, scale};
 use flexserve_kernels::matrix::Matrix;
@@ -13,6 +14,7 @@ use flexserve_kernels::vector::Vector;
 use crate::attention::{self, Cache, HEAD_DIM_MAX, Query};
 use crate::fixed::{saturate, sigmoid};
 use crate::norm::{RESIDUAL_FRAC, rms_norm};
+use crate::workers::{Alone, Workers, divide, shared_32, shared_64};
 use crate::workspace::{BATCH, Shape, Workspace};
 use crate::{Error, rope, weights};
 
@@ -27,6 +29,7 @@ pub struct Engine<'m, 'w> {
     model: Model<'m>,
     shape: Shape,
     isa: Isa,
+    workers: &'w dyn Workers,
     workspace: Workspace<'w>,
     position: usize,
     /// Turns a dot product of query and key into an exponent of 2, Q2.30.
@@ -56,7 +59,13 @@ impl<'m, 'w> Engine<'m, 'w> {
         weights::check(&model)?;
         let workspace = Workspace::new(&shape, memory)?;
         let score_factor = attention::score_factor(shape.head_dim);
-        Ok(Self { model, shape, isa, workspace, position: 0, score_factor })
+        Ok(Self { model, shape, isa, workers: &Alone, workspace, position: 0, score_factor })
+    }
+
+    /// The same, with help.
+    #[must_use]
+    pub fn with_workers(self, workers: &'w dyn Workers) -> Self {
+        Self { workers, ..self }
     }
 
     /// Tokens in the cache.
@@ -180,12 +189,12 @@ impl<'m, 'w> Engine<'m, 'w> {
         let (q, k, v) = (matrix(TensorKind::AttnQ)?, matrix(TensorKind::AttnK)?, matrix(TensorKind::AttnV)?);
         let output = matrix(TensorKind::AttnOutput)?;
         self.normalize(&weights::vector(&self.model, TensorKind::AttnNorm, layer)?, 0..tokens);
-        let isa = self.isa;
+        let (isa, workers) = (self.isa, self.workers);
         let workspace = &mut self.workspace;
         let x = activations(workspace.words, workspace.sums, workspace.exponents, tokens, self.shape.width);
-        project(isa, &q, &x, workspace.queries);
-        project(isa, &k, &x, workspace.keys);
-        project(isa, &v, &x, workspace.values);
+        project(isa, workers, &q, &x, workspace.queries);
+        project(isa, workers, &k, &x, workspace.keys);
+        project(isa, workers, &v, &x, workspace.values);
         self.rotate(tokens);
         for t in 0..tokens {
             self.remember(layer as usize, t);
@@ -203,11 +212,11 @@ impl<'m, 'w> Engine<'m, 'w> {
         let (gate, up) = (matrix(TensorKind::FfnGate)?, matrix(TensorKind::FfnUp)?);
         let down = matrix(TensorKind::FfnDown)?;
         self.normalize(&weights::vector(&self.model, TensorKind::FfnNorm, layer)?, 0..tokens);
-        let (isa, wide) = (self.isa, self.shape.feed_forward);
+        let (isa, workers, wide) = (self.isa, self.workers, self.shape.feed_forward);
         let workspace = &mut self.workspace;
         let x = activations(workspace.words, workspace.sums, workspace.exponents, tokens, self.shape.width);
-        project(isa, &gate, &x, workspace.gate);
-        project(isa, &up, &x, workspace.up);
+        project(isa, workers, &gate, &x, workspace.gate);
+        project(isa, workers, &up, &x, workspace.up);
         for t in 0..tokens {
             let workspace = &mut self.workspace;
             let gate = &workspace.gate[t * wide..][..wide];
@@ -246,11 +255,14 @@ impl<'m, 'w> Engine<'m, 'w> {
         let width = self.shape.width;
         let workspace = &mut self.workspace;
         let x = activations(workspace.words, workspace.sums, workspace.exponents, tokens, weights.cols());
-        matmul(self.isa, weights, 0..weights.groups(), &x, RESIDUAL_FRAC, |t, row, y| {
-            for (sum, &y) in workspace.residual[t * width + row..][..y.len()].iter_mut().zip(y) {
-                *sum = sum.saturating_add(y);
+        let (before, after) = (&*workspace.residual, shared_64(workspace.next_residual));
+        multiply(self.isa, self.workers, weights, &x, RESIDUAL_FRAC, |t, row, y| {
+            let at = t * width + row;
+            for ((after, &before), &y) in after[at..].iter().zip(&before[at..]).zip(y) {
+                after.store(before.saturating_add(y), Relaxed);
             }
         });
+        core::mem::swap(&mut workspace.residual, &mut workspace.next_residual);
     }
 
     /// Rotates the queries and keys of the batch.
@@ -315,7 +327,7 @@ impl<'m, 'w> Engine<'m, 'w> {
         let words = &workspace.words[tokens.start * width..];
         let sums = &workspace.sums[tokens.start * width / BLOCK..];
         let x = Activations::new(words, sums, &workspace.exponents[tokens], width);
-        project(self.isa, &head, &x, out.unwrap_or(workspace.logits));
+        project(self.isa, self.workers, &head, &x, out.unwrap_or(workspace.logits));
         Ok(())
     }
 }
@@ -331,12 +343,27 @@ fn activations<'a>(
     Activations::new(words, sums, &exponents[..tokens], cols)
 }
 
+/// [`matmul`] of all rows, divided among the workers.
+fn multiply(
+    isa: Isa,
+    workers: &dyn Workers,
+    weights: &Matrix,
+    x: &Activations,
+    frac: i32,
+    each: impl Fn(usize, usize, &[i64]) + Sync,
+) {
+    divide(workers, weights.groups(), GROUP * weights.cols() * x.tokens(), |groups| {
+        matmul(isa, weights, groups, x, frac, &each);
+    });
+}
+
 /// out (tokens, rows) = W x, in Q15.16, saturated.
-fn project(isa: Isa, weights: &Matrix, x: &Activations, out: &mut [i32]) {
+fn project(isa: Isa, workers: &dyn Workers, weights: &Matrix, x: &Activations, out: &mut [i32]) {
     let rows = weights.rows();
-    matmul(isa, weights, 0..weights.groups(), x, FRAC, |t, row, y| {
-        for (out, &y) in out[t * rows + row..][..y.len()].iter_mut().zip(y) {
-            *out = saturate(y);
+    let out = shared_32(out);
+    multiply(isa, workers, weights, x, FRAC, |t, row, y| {
+        for (out, &y) in out[t * rows + row..].iter().zip(y) {
+            out.store(saturate(y), Relaxed);
         }
     });
 }

@@ -13,6 +13,7 @@ use crate::{
     engine,
     sampler::Sampler,
     tokenizer::{self, Piece, Tokenizer, scratch_bytes},
+    workers::Workers,
 };
 
 const _: () = assert!(cfg!(target_endian = "little"), "the hash is over little-endian logits");
@@ -112,6 +113,12 @@ impl<'m, 'w> Generator<'m, 'w> {
             zerocopy::FromBytes::mut_from_prefix_with_elems(rest, context).map_err(|_| Error::Workspace)?;
         let engine = Engine::new(model, workspace, context, isa)?;
         Ok(Self { model, engine, scratch, tokens, answer: None })
+    }
+
+    /// The same, with help.
+    #[must_use]
+    pub fn with_workers(self, workers: &'w dyn Workers) -> Self {
+        Self { engine: self.engine.with_workers(workers), ..self }
     }
 
     /// Takes in a user's message: prefill, and the choice of the answer's first token. Returns the prompt's tokens, chat

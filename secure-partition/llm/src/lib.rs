@@ -7,6 +7,7 @@
 //! | [`engine`] | from tokens to logits |
 //! | [`sampler`] | from logits to a token |
 //! | [`generator`] | all of these: from a prompt to an answer |
+//! | [`workers`] | the other cores that take part |
 //! | [`workspace`] | the memory that it needs, carved out of one slice |
 //! | [`error`] | why it cannot go on |
 //! | `weights` | the container's tensors as the kernels take them |
@@ -44,6 +45,7 @@ mod rope;
 pub mod sampler;
 pub mod tokenizer;
 mod weights;
+pub mod workers;
 pub mod workspace;
 
 pub use engine::{Engine, workspace_bytes};

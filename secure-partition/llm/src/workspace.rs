@@ -78,6 +78,8 @@ impl Shape {
 pub struct Workspace<'w> {
     /// (`BATCH`, width): residual stream, Q39.24
     pub residual: &'w mut [i64],
+    /// (`BATCH`, width): the residual stream to be
+    pub next_residual: &'w mut [i64],
     /// (widest): one token's values on their way to mantissas
     pub wide: &'w mut [i64],
     /// (`BATCH`, heads, `head_dim`), Q15.16
@@ -155,6 +157,7 @@ impl<'w> Workspace<'w> {
         let widest = shape.widest();
         Ok(Self {
             residual: carver.take(BATCH * shape.width)?,
+            next_residual: carver.take(BATCH * shape.width)?,
             wide: carver.take(widest)?,
             queries: carver.take(BATCH * shape.queries())?,
             keys: carver.take(BATCH * shape.keys())?,

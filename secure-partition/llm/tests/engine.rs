@@ -4,7 +4,7 @@ mod common;
 
 use common::{Container, Content, Random, VOCAB, container, model};
 use flexserve_kernels::isa::Isa;
-use flexserve_llm::{Engine, Error, workspace_bytes};
+use flexserve_llm::{Engine, Error, workers::Workers, workspace_bytes};
 
 const CONTEXT: usize = 80;
 
@@ -54,6 +54,43 @@ fn every_instruction_set_gives_the_same_bits() {
     let plain = logits(&container, Isa::PLAIN, &tokens, 40, 0);
     for isa in [Isa::BASELINE, Isa::detect()] {
         assert_eq!(logits(&container, isa, &tokens, 40, 0), plain, "{isa:?}");
+    }
+}
+
+/// Threads, one of which vanishes before its part is done: another one does that part again.
+#[derive(Debug)]
+struct Threads(usize);
+
+impl Workers for Threads {
+    fn cores(&self) -> usize {
+        self.0
+    }
+
+    fn run(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+        std::thread::scope(|scope| {
+            for thread in 0..self.0 {
+                scope.spawn(move || (thread..parts).step_by(self.0).for_each(work));
+            }
+        });
+        work(parts - 1);
+        work(0);
+    }
+}
+
+#[test]
+fn any_number_of_workers_gives_the_same_bits() {
+    let container = container(Content::Sane, 6);
+    let tokens = tokens(40);
+    let alone = logits(&container, Isa::BASELINE, &tokens, 33, 0);
+    for workers in [1, 2, 3, 8] {
+        let segments = container.segments();
+        let model = model(&segments);
+        let mut memory = memory(workspace_bytes(model.manifest().params(), CONTEXT), 0);
+        let engine = Engine::new(model, as_bytes(&mut memory), CONTEXT, Isa::BASELINE).unwrap();
+        let workers = Threads(workers);
+        let mut engine = engine.with_workers(&workers);
+        tokens.chunks(33).for_each(|piece| _ = engine.prefill(piece).unwrap());
+        assert_eq!(engine.logits(), alone, "{workers:?}");
     }
 }
 
