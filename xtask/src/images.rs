@@ -2,8 +2,9 @@
 
 use crate::{
     elf::Image,
+    package,
     paths::{self, Paths},
-    platform::{PAYLOAD_MEMORY, Platform, Region},
+    platform::{PAYLOAD_MEMORY, Packages, Platform, Region},
     process,
     stamp::{Inputs, Stamp},
     tfa,
@@ -17,9 +18,6 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
 };
-
-/// Where the image of a partition begins in its package (sptool's default, and `entrypoint-offset` in the manifests).
-const SP_IMAGE_OFFSET: u64 = 0x4000;
 
 /// Images that are not to be built.
 #[derive(Args, Clone, Debug, Default)]
@@ -79,12 +77,8 @@ pub fn build(paths: &Paths, platform: &Platform, replacements: &Replacements) ->
 
     let elfs = crates(paths, platform, replacements)?;
     let raw = raw_images(platform, &elfs, &out)?;
-    let ingredients = tfa::Ingredients {
-        el3_service: &elfs.el3_service,
-        spmc: &raw.spmc,
-        payload: &raw.payload,
-        partitions: &raw.partitions,
-    };
+    let ingredients =
+        tfa::Ingredients { el3_service: &elfs.el3_service, bl32: &raw.bl32, payload: &raw.payload };
     let firmware = tfa::build(paths, platform, &ingredients)?;
     let flash = flash(platform, &firmware, &raw, &out)?;
     // BL31's ELF file may be replaced by a later build while a run still reads it: keep the one of this flash image.
@@ -154,28 +148,58 @@ fn crates(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Re
 }
 
 struct RawImages {
-    spmc: PathBuf,
+    bl32: PathBuf,
     payload: PathBuf,
-    partitions: [(&'static str, Vec<u8>); 2],
+    /// Packages of partitions that BL2 loads, by the UUID that it finds them by.
+    packages: Vec<(u128, PathBuf)>,
 }
 
 fn raw_images(platform: &Platform, elfs: &Elfs, out: &Path) -> Result<RawImages> {
     let map = &platform.map;
-    let behind_manifest =
-        |r: Region| Region { base: r.base + SP_IMAGE_OFFSET, size: r.size.saturating_sub(SP_IMAGE_OFFSET) };
+    let behind_manifest = |r: Region| Region {
+        base: r.base + package::IMAGE_OFFSET,
+        size: r.size.saturating_sub(package::IMAGE_OFFSET),
+    };
     let payload_place = Region { base: map.payload.base, size: PAYLOAD_MEMORY };
     let raw = |name: &str, elf: &Path, place: Region| -> Result<Vec<u8>> {
         let image = Image::read(elf)?;
         image.check_place(name, place)?;
         Ok(image.bytes)
     };
-    let spmc = out.join("spmc.bin");
-    paths::write_if_changed(&spmc, &raw("the SPMC", &elfs.spmc, map.spmc)?)?;
     let payload = out.join("payload.bin");
     paths::write_if_changed(&payload, &raw("the payload", &elfs.payload, payload_place)?)?;
-    let llm = raw("the LLM partition", &elfs.llm, behind_manifest(map.llm_partition))?;
-    let hostile = raw("the hostile partition", &elfs.hostile, behind_manifest(map.hostile_partition))?;
-    Ok(RawImages { spmc, payload, partitions: [("llm", llm), ("hostile", hostile)] })
+    let mut bl32 = raw("the SPMC", &elfs.spmc, map.spmc)?;
+    let mut packages = Vec::new();
+    for (name, what, elf, service, place) in [
+        ("llm", "the LLM partition", &elfs.llm, ffa::LLM_SERVICE, map.llm_partition),
+        ("hostile", "the hostile partition", &elfs.hostile, ffa::PROBE_SERVICE, map.hostile_partition),
+    ] {
+        let image = raw(what, elf, behind_manifest(place))?;
+        let manifest = platform.file(&format!("{name}.dts"))?;
+        let package = package::pack(&manifest, &image, out)?;
+        match platform.firmware.packages {
+            Packages::Bl2 => {
+                let file = out.join(format!("{name}.pkg"));
+                paths::write_if_changed(&file, &package)?;
+                packages.push((service, file));
+            }
+            Packages::Bl32 => append(&mut bl32, map.spmc.base, &package, place.base)?,
+        }
+    }
+    let file = out.join("bl32.bin");
+    paths::write_if_changed(&file, &bl32)?;
+    Ok(RawImages { bl32: file, payload, packages })
+}
+
+/// Extends the image at `base` by another one, which belongs to `place`.
+fn append(image: &mut Vec<u8>, base: u64, more: &[u8], place: u64) -> Result<()> {
+    let offset = usize::try_from(place.checked_sub(base).context("a partition lies below the SPMC")?)?;
+    if image.len() > offset {
+        bail!("what lies below {place:#x} reaches {:#x}", base + image.len() as u64);
+    }
+    image.resize(offset, 0);
+    image.extend(more);
+    Ok(())
 }
 
 /// Packs the firmware image package and puts it behind BL1.
@@ -183,20 +207,20 @@ fn flash(platform: &Platform, firmware: &tfa::Firmware, raw: &RawImages, out: &P
     let mut parts = vec![
         ("--tb-fw", firmware.file("bl2.bin")),
         ("--soc-fw", firmware.file("bl31.bin")),
-        ("--rmm-fw", firmware.file("rmm.bin")),
-        ("--tos-fw", raw.spmc.clone()),
+        ("--tos-fw", raw.bl32.clone()),
         ("--nt-fw", raw.payload.clone()),
     ];
+    if platform.map.rmm.is_some() {
+        parts.push(("--rmm-fw", firmware.file("rmm.bin")));
+    }
     for (variable, file) in &platform.firmware.device_trees {
         let option = if variable.contains("TOS") { "--tos-fw-config" } else { "--tb-fw-config" };
         parts.push((option, firmware.file(&format!("fdts/{}", file.replace(".dts", ".dtb")))));
     }
-    let packages =
-        [(ffa::LLM_SERVICE, firmware.file("llm.pkg")), (ffa::PROBE_SERVICE, firmware.file("hostile.pkg"))];
     let bl1 = firmware.file("bl1.bin");
 
     let mut inputs = Inputs::default().file(&bl1)?;
-    for path in parts.iter().map(|p| &p.1).chain(packages.iter().map(|p| &p.1)) {
+    for path in parts.iter().map(|p| &p.1).chain(raw.packages.iter().map(|p| &p.1)) {
         inputs = inputs.file(path)?;
     }
     let flash = out.join("flash.bin");
@@ -211,7 +235,7 @@ fn flash(platform: &Platform, firmware: &tfa::Firmware, raw: &RawImages, out: &P
     for (option, path) in &parts {
         fiptool.arg(option).arg(path);
     }
-    for (service, path) in &packages {
+    for (service, path) in &raw.packages {
         fiptool.arg("--blob").arg(format!("uuid={},file={}", uuid(*service), path.display()));
     }
     process::step("Packing the flash image", fiptool.arg(&package), &out.join("log/flash.log"))?;
@@ -246,9 +270,14 @@ mod tests {
     #[test]
     fn device_trees_say_what_abi_and_memory_map_say() {
         let paths = Paths::find().unwrap();
-        let platform = Platform::load(&paths, "qemu-rme").unwrap();
-        let read = |name: &str| fs::read_to_string(platform.folder.join(name)).unwrap();
-        let (boot, core) = (read("tb_fw_config.dts"), read("spmc.dts"));
+        for name in ["qemu-rme", "qemu-v8a"] {
+            check_device_trees(&Platform::load(&paths, name).unwrap());
+        }
+    }
+
+    fn check_device_trees(platform: &Platform) {
+        let read = |name: &str| fs::read_to_string(platform.file(name).unwrap()).unwrap();
+        let core = read("spmc.dts");
         let partitions = [
             ("llm.dts", ffa::LLM_PARTITION, ffa::LLM_SERVICE, platform.map.llm_partition),
             ("hostile.dts", ffa::HOSTILE_PARTITION, ffa::PROBE_SERVICE, platform.map.hostile_partition),
@@ -264,10 +293,14 @@ mod tests {
             has(&manifest, format!("uuid = <{}>", words.join(" ")));
             has(&manifest, format!("id = <{id:#x}>"));
             has(&manifest, format!("load-address = <{:#010x}>", place.base));
-            has(&manifest, format!("entrypoint-offset = <{SP_IMAGE_OFFSET:#x}>"));
-            has(&manifest, format!("flexserve,memory-size = <{:#x}>", place.size - SP_IMAGE_OFFSET));
-            has(&boot, format!("uuid = \"{}\"", uuid(service)));
-            has(&boot, format!("load-address = <{:#010x}>", place.base));
+            let offset = package::IMAGE_OFFSET;
+            has(&manifest, format!("entrypoint-offset = <{offset:#x}>"));
+            has(&manifest, format!("flexserve,memory-size = <{:#x}>", place.size - package::IMAGE_OFFSET));
+            if platform.firmware.packages == Packages::Bl2 {
+                let boot = read("tb_fw_config.dts");
+                has(&boot, format!("uuid = \"{}\"", uuid(service)));
+                has(&boot, format!("load-address = <{:#010x}>", place.base));
+            }
             has(&core, format!("id = <{id:#x}>"));
             has(&core, format!("load_address = <0 {:#010x}>", place.base));
             has(&core, format!("mem_size = <{:#x}>", place.size));

@@ -8,6 +8,7 @@ mod images;
 mod interrupt;
 mod logs;
 mod model;
+mod package;
 mod paths;
 mod platform;
 mod process;

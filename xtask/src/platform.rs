@@ -3,7 +3,7 @@
 use crate::paths::Paths;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 /// Everything in `fvp/<name>/` that is data.
 #[derive(Clone, Debug)]
@@ -31,8 +31,10 @@ pub struct Map {
     pub llm_partition: Region,
     /// The hostile partition.
     pub hostile_partition: Region,
-    /// The Realm world's monitor.
-    pub rmm: Region,
+    /// The Realm world's monitor, where there is one.
+    pub rmm: Option<Region>,
+    /// The normal world's stage-2 tables, where EL3 owns them.
+    pub stage2_tables: Option<Region>,
     /// Where BL33 starts.
     pub payload: Base,
     /// RAM of the normal world, at most.
@@ -89,12 +91,28 @@ pub struct Base {
 /// How TF-A is built.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Firmware {
+    /// A folder of `fvp/` whose device trees and patches are this platform's too.
+    pub common: String,
+    /// make's targets beside BL31.
+    pub targets: Vec<String>,
+    /// Who brings the partitions' packages to their places.
+    pub packages: Packages,
     /// make's variables.
     pub make: BTreeMap<String, toml::Value>,
     /// make's variables that name a device tree in the platform's folder.
     pub device_trees: BTreeMap<String, String>,
     /// The flash image.
     pub flash: Flash,
+}
+
+/// Who brings the partitions' packages to their places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Packages {
+    /// BL2 loads them from the firmware image package.
+    Bl2,
+    /// They lie in BL32's image, behind the SPMC.
+    Bl32,
 }
 
 /// Layout of the flash image.
@@ -137,6 +155,50 @@ impl Platform {
             machine: read(&folder.join("qemu.toml"))?,
             folder,
         })
+    }
+
+    /// Files of this platform, its own and those that it shares, in the order of their names: those in `subfolder` whose
+    /// extension is one of `extensions`.
+    ///
+    /// # Errors
+    ///
+    /// If a folder cannot be read; a missing one is an empty one.
+    pub fn files(&self, subfolder: &str, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for folder in [self.folder.clone(), self.folder.with_file_name(&self.firmware.common)] {
+            let entries = match fs::read_dir(folder.join(subfolder)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries.with_context(|| format!("cannot read {}", folder.display()))?,
+            };
+            for entry in entries {
+                let path = entry?.path();
+                let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+                if extensions.contains(&extension) {
+                    files.push(path);
+                }
+            }
+        }
+        files.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
+        Ok(files)
+    }
+
+    /// One such file.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub fn file(&self, name: &str) -> Result<PathBuf> {
+        let folders = [self.folder.clone(), self.folder.with_file_name(&self.firmware.common)];
+        let found = folders.into_iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+        found.with_context(|| format!("{} has no {name}", self.name))
+    }
+
+    /// Where TF-A's makefiles put their output, below their `BUILD_BASE`.
+    pub fn build_folder(&self) -> String {
+        let variable = |name| self.firmware.make.get(name);
+        let port = variable("PLAT").and_then(toml::Value::as_str).unwrap_or_default();
+        let debug = variable("DEBUG").and_then(toml::Value::as_integer) == Some(1);
+        format!("{port}/{}", if debug { "debug" } else { "release" })
     }
 
     /// The same platform with images of its own, in a folder of its own.

@@ -149,7 +149,6 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
 /// The job that these options ask for.
 pub fn job(platform: &Platform, options: &Options) -> Job {
     let map = &platform.map;
-    let target = |name: &str, base| Target { name: name.to_owned(), base };
     Job {
         prompt: options.prompt.clone(),
         max_tokens: options.max_tokens,
@@ -158,13 +157,17 @@ pub fn job(platform: &Platform, options: &Options) -> Job {
         seed: options.seed,
         context: options.context,
         attack: options.attack,
-        targets: vec![
-            target("el3", map.el3.base + map.el3.size / 2),
-            target("spmc", map.spmc.base),
-            target("llm_partition", map.llm_partition.base),
-            target("hostile_partition", map.hostile_partition.base),
-            target("rmm", map.rmm.base),
-        ],
+        targets: [
+            ("el3", Some(map.el3.base + map.el3.size / 2)),
+            ("spmc", Some(map.spmc.base)),
+            ("llm_partition", Some(map.llm_partition.base)),
+            ("hostile_partition", Some(map.hostile_partition.base)),
+            ("rmm", map.rmm.map(|r| r.base)),
+            ("stage2_tables", map.stage2_tables.map(|r| r.base)),
+        ]
+        .into_iter()
+        .filter_map(|(name, base)| Some(Target { name: name.to_owned(), base: base? }))
+        .collect(),
         tests: Vec::new(),
     }
 }

@@ -19,12 +19,10 @@ use std::{
 pub struct Ingredients<'a> {
     /// The EL3 service as a static library.
     pub el3_service: &'a Path,
-    /// The SPMC as a raw image.
-    pub spmc: &'a Path,
+    /// The secure world's image: the SPMC, and what lies behind it.
+    pub bl32: &'a Path,
     /// The normal world's image, raw.
     pub payload: &'a Path,
-    /// Partitions, by their name in `sp_layout.json`, raw.
-    pub partitions: &'a [(&'static str, Vec<u8>)],
 }
 
 /// What comes out of it.
@@ -52,9 +50,9 @@ impl Firmware {
 pub fn build(paths: &Paths, platform: &Platform, ingredients: &Ingredients) -> Result<Firmware> {
     let out = paths.platform(&platform.name);
     let source = source(paths, platform)?;
-    let sheets = sheets(platform, ingredients, &out)?;
+    let sheets = sheets(platform, &out)?;
     let make = Make { platform, ingredients, source: &source, out: &out };
-    let firmware = Firmware { folder: make.build_folder().join("qemu/release") };
+    let firmware = Firmware { folder: make.build_folder().join(platform.build_folder()) };
 
     let mut flags = Inputs::default().text(&fs::read_to_string(out.join("tf-a.stamp"))?);
     flags = flags.file(&platform.folder.join("tf-a.toml"))?;
@@ -69,12 +67,8 @@ pub fn build(paths: &Paths, platform: &Platform, ingredients: &Ingredients) -> R
         boot.clear()?;
         make.forget_other_flags(&flags)?;
         let log = out.join("log/tf-a-boot.log");
-        make.run(
-            "Building TF-A: BL1, BL2, RMM, SP packages",
-            &["bl1", "bl2", "rmm", "dtbs", "sp"],
-            None,
-            &log,
-        )?;
+        let targets: Vec<&str> = platform.firmware.targets.iter().map(String::as_str).collect();
+        make.run(&format!("Building TF-A: {}", targets.join(", ")), &targets, None, &log)?;
         boot.set()?;
     }
 
@@ -134,8 +128,12 @@ impl Make<'_> {
             assign(&mut make, name, &sheets.join(file));
         }
         assign(&mut make, "BUILD_BASE", &self.build_folder());
-        assign(&mut make, "SP_LAYOUT_FILE", &sheets.join("sp_layout.json"));
-        assign(&mut make, "BL32", self.ingredients.spmc);
+        // TF-A insists on it where the SPMC is at S-EL2.
+        let layout = sheets.join("sp_layout.json");
+        if layout.exists() {
+            assign(&mut make, "SP_LAYOUT_FILE", &layout);
+        }
+        assign(&mut make, "BL32", self.ingredients.bl32);
         assign(&mut make, "BL33", self.ingredients.payload);
         for inherited in ["MAKEFLAGS", "MFLAGS", "CFLAGS", "LDFLAGS", "CPPFLAGS", "LDLIBS"] {
             make.env_remove(inherited);
@@ -155,10 +153,7 @@ fn assign(make: &mut Command, name: &str, path: &Path) {
 fn source(paths: &Paths, platform: &Platform) -> Result<PathBuf> {
     let out = paths.platform(&platform.name);
     let tree = out.join("tf-a");
-    let mut patches: Vec<PathBuf> = fs::read_dir(platform.folder.join("patches"))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<io::Result<_>>()?;
-    patches.sort();
+    let patches = platform.files("patches", &["patch"])?;
     let mut inputs = Inputs::default().text(download::TF_A_SHA256);
     for patch in &patches {
         inputs = inputs.file(patch)?;
@@ -184,26 +179,17 @@ fn source(paths: &Paths, platform: &Platform) -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// Puts the device trees, the SP layout and the partitions' images into one folder, as TF-A's build wants them.
-fn sheets(platform: &Platform, ingredients: &Ingredients, out: &Path) -> Result<Vec<PathBuf>> {
+/// Puts the device trees and the SP layout into one folder, as TF-A's build wants them.
+fn sheets(platform: &Platform, out: &Path) -> Result<Vec<PathBuf>> {
     let folder = out.join("sp");
     fs::create_dir_all(&folder)?;
     let mut sheets = Vec::new();
-    for entry in fs::read_dir(&platform.folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "dts" || e == "json") {
-            let copy = folder.join(path.file_name().expect("an entry of a folder has a name"));
-            let contents = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            paths::write_if_changed(&copy, &contents)?;
-            sheets.push(copy);
-        }
+    for path in platform.files("", &["dts", "json"])? {
+        let copy = folder.join(path.file_name().expect("an entry of a folder has a name"));
+        let contents = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        paths::write_if_changed(&copy, &contents)?;
+        sheets.push(copy);
     }
-    for (name, image) in ingredients.partitions {
-        let path = folder.join(format!("{name}.bin"));
-        paths::write_if_changed(&path, image)?;
-        sheets.push(path);
-    }
-    sheets.sort();
     Ok(sheets)
 }
 
