@@ -12,10 +12,12 @@
 //! The feature `bench` adds what the service is measured against; `./flexserve bench smc` builds with it.
 #![no_std]
 
-#[cfg(target_os = "none")]
+#[cfg(all(target_os = "none", isolation = "gpt"))]
 mod gpt;
 pub mod gpt_format;
 pub mod gpt_range;
+#[cfg(all(target_os = "none", isolation = "stage-2"))]
+mod nothing;
 #[cfg(all(target_os = "none", feature = "bench"))]
 mod peer;
 pub mod protection;

@@ -1,15 +1,15 @@
 //! A runtime service of TF-A's BL31, linked in as a static library without a patch.
 
-use crate::{
-    gpt::GranuleProtectionTables,
-    protocol::{Call, Caller, Service},
-};
+#[cfg(isolation = "gpt")]
+use crate::gpt::GranuleProtectionTables as Backend;
+#[cfg(isolation = "stage-2")]
+use crate::nothing::Nothing as Backend;
+use crate::protocol::{Call, Caller, Service};
 use core::ffi::{c_char, c_void};
 use flexserve_abi::{el3, log::World};
 use flexserve_platform as platform;
 
-static SERVICE: Service<GranuleProtectionTables> =
-    Service::new(GranuleProtectionTables::new(), platform::LENDABLE);
+static SERVICE: Service<Backend> = Service::new(Backend::new(), platform::LENDABLE);
 
 /// `rt_svc_desc_t` of TF-A's `include/common/runtime_svc.h`.
 #[repr(C)]
@@ -85,6 +85,7 @@ unsafe extern "C" fn handle(
 }
 
 /// `struct dyn_cfg_dtb_info_t` of TF-A's `fconf_dyn_cfg_getter.h`.
+#[cfg(spmc_manifest_copied)]
 #[repr(C)]
 struct ConfigInfo {
     config_addr: usize,
@@ -94,23 +95,21 @@ struct ConfigInfo {
 }
 
 /// Where the SPMC's manifest lies: the QEMU port of TF-A 2.12 does not say so to the SPMD by itself.
+#[cfg(spmc_manifest_copied)]
 #[unsafe(no_mangle)]
 extern "C" fn dyn_cfg_dtb_info_getter(config_id: u32) -> *const ConfigInfo {
     /// `TOS_FW_CONFIG_ID` of TF-A's `tbbr_img_def_exp.h`.
     const TOS_FW_CONFIG_ID: u32 = 26;
-    static MANIFEST: Option<ConfigInfo> = match platform::SPMC_MANIFEST_SOURCE {
-        Some(source) => Some(ConfigInfo {
+    static MANIFEST: ConfigInfo = {
+        let source = platform::SPMC_MANIFEST_SOURCE.expect("build.rs has seen it");
+        ConfigInfo {
             config_addr: source.base as usize,
             config_max_size: source.size as u32,
             config_id: TOS_FW_CONFIG_ID,
             secondary_config_addr: platform::SPMC_MANIFEST.base as usize,
-        }),
-        None => None,
+        }
     };
-    match &MANIFEST {
-        Some(manifest) if config_id == TOS_FW_CONFIG_ID => manifest,
-        _ => core::ptr::null(),
-    }
+    if config_id == TOS_FW_CONFIG_ID { &MANIFEST } else { core::ptr::null() }
 }
 
 #[panic_handler]
