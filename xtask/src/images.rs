@@ -72,7 +72,10 @@ struct Elfs {
 pub fn build(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Result<Images> {
     let out = paths.platform(&platform.name);
     fs::create_dir_all(&out)?;
-    let lock = File::create(out.join("lock"))?;
+    // The crates of all platforms are built into one folder.
+    let folder = paths.bare_metal_target();
+    fs::create_dir_all(&folder)?;
+    let lock = File::create(folder.join("lock"))?;
     lock.lock().context("cannot lock the build folder")?;
 
     let elfs = crates(paths, platform, replacements)?;
@@ -81,14 +84,17 @@ pub fn build(paths: &Paths, platform: &Platform, replacements: &Replacements) ->
         tfa::Ingredients { el3_service: &elfs.el3_service, bl32: &raw.bl32, payload: &raw.payload };
     let firmware = tfa::build(paths, platform, &ingredients)?;
     let flash = flash(platform, &firmware, &raw, &out)?;
-    // BL31's ELF file may be replaced by a later build while a run still reads it: keep the one of this flash image.
-    let bl31 = out.join("bl31.elf");
-    paths::write_if_changed(&bl31, &fs::read(firmware.bl31_elf())?)?;
+    // A later build, also one for another platform, replaces the ELF files: keep those of this flash image.
+    let keep = |name: &str, elf: &Path| -> Result<PathBuf> {
+        let kept = out.join(format!("{name}.elf"));
+        paths::write_if_changed(&kept, &fs::read(elf)?)?;
+        Ok(kept)
+    };
     let logs = vec![
-        (World::El3, bl31),
-        (World::Spmc, elfs.spmc),
-        (World::LlmPartition, elfs.llm),
-        (World::HostilePartition, elfs.hostile),
+        (World::El3, keep("bl31", &firmware.bl31_elf())?),
+        (World::Spmc, keep("spmc", &elfs.spmc)?),
+        (World::LlmPartition, keep("llm", &elfs.llm)?),
+        (World::HostilePartition, keep("hostile", &elfs.hostile)?),
     ];
     Ok(Images { flash, logs })
 }
