@@ -134,7 +134,7 @@ impl Region {
     }
 
     fn access(&self) -> Access {
-        if self.kind == Kind::Share { Access::UserNonSecureData } else { Access::UserData }
+        if self.kind == Kind::Share { Access::UserNonSecureData } else { Access::UserLentData }
     }
 }
 

@@ -5,6 +5,7 @@
 //! the chain under a partition's level 2, and the region needs no other record of its pages.
 
 use core::sync::atomic::{AtomicU64, Ordering};
+use flexserve_platform::{ISOLATION, Isolation};
 
 /// Bytes in a page, and in a table.
 pub const PAGE: u64 = 4096;
@@ -86,6 +87,13 @@ pub const MAIR: u64 = 0x04ff;
 const NORMAL_MEMORY: u64 =
     bits::VALID | (NORMAL << bits::ATTRIBUTE_SHIFT) | bits::INNER_SHAREABLE | bits::ACCESSED;
 
+/// The physical address space of lent granules: the granule protection table moves them to the Secure one, stage-2 tables
+/// of the normal world leave them in the Non-secure one.
+const LENT: u64 = match ISOLATION {
+    Isolation::GranuleProtectionTable => 0,
+    Isolation::Stage2 => bits::NON_SECURE,
+};
+
 /// Who may do what with a page or block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -99,6 +107,8 @@ pub enum Access {
     SpmcData,
     /// Data that the SPMC reads and writes, in the Non-secure physical address space.
     SpmcNonSecureData,
+    /// Lent granules, which the SPMC zeroes.
+    SpmcLentData,
     /// Registers of a device.
     SpmcDevice,
     /// A partition's code: EL0 reads and executes, the SPMC does neither.
@@ -107,6 +117,8 @@ pub enum Access {
     UserConstants,
     /// A partition's data: EL0 reads and writes.
     UserData,
+    /// Lent granules: EL0 reads and writes them.
+    UserLentData,
     /// Memory shared with the normal world: EL0 reads and writes it in the Non-secure physical address space.
     UserNonSecureData,
 }
@@ -124,10 +136,12 @@ impl Access {
             Self::SpmcConstants => NORMAL_MEMORY | READ_ONLY | NO_EXECUTE,
             Self::SpmcData => NORMAL_MEMORY | NO_EXECUTE,
             Self::SpmcNonSecureData => NORMAL_MEMORY | NO_EXECUTE | NON_SECURE,
+            Self::SpmcLentData => NORMAL_MEMORY | NO_EXECUTE | LENT,
             Self::SpmcDevice => bits::VALID | (DEVICE << bits::ATTRIBUTE_SHIFT) | bits::ACCESSED | NO_EXECUTE,
             Self::UserCode => USER | READ_ONLY,
             Self::UserConstants => USER | READ_ONLY | USER_NO_EXECUTE,
             Self::UserData => USER | USER_NO_EXECUTE,
+            Self::UserLentData => USER | USER_NO_EXECUTE | LENT,
             Self::UserNonSecureData => USER | USER_NO_EXECUTE | NON_SECURE,
         }
     }

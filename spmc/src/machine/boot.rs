@@ -23,21 +23,15 @@ use spin::mutex::SpinMutex;
 
 /// HCR_EL2: E2H, TGE, RW, and pointer authentication untrapped.
 const HCR: u64 = 1 << 34 | 1 << 27 | 1 << 31 | 1 << 41 | 1 << 40;
-/// CPACR_EL1 (CPTR_EL2): SIMD and SVE untrapped, SME, trace and activity monitors trapped.
-const CPACR: u64 = 0b11 << 20 | 0b11 << 16 | 1 << 28 | 1 << 30;
-/// TCR_EL1: 39-bit addresses, 4 KiB pages, write-back inner-shareable walks, 16-bit ASIDs in TTBR0; EL0 learns nothing
-/// of the upper half, not even by timing (E0PD1).
-const TCR: u64 = 25
-    | 1 << 8
-    | 1 << 10
-    | 0b11 << 12
-    | 25 << 16
-    | 1 << 24
-    | 1 << 26
-    | 0b11 << 28
-    | 0b10 << 30
-    | 1 << 36
-    | 1 << 56;
+/// CPACR_EL1: SIMD and SVE untrapped, SME and trace trapped.
+const CPACR: u64 = 0b11 << 20 | 0b11 << 16 | 1 << 28;
+/// CPTR_EL2 with E2H: the same, and activity monitors trapped.
+const CPTR: u64 = CPACR | 1 << 30;
+/// TCR_EL1: 39-bit addresses, 4 KiB pages, write-back inner-shareable walks, 16-bit ASIDs in TTBR0.
+const TCR: u64 =
+    25 | 1 << 8 | 1 << 10 | 0b11 << 12 | 25 << 16 | 1 << 24 | 1 << 26 | 0b11 << 28 | 0b10 << 30 | 1 << 36;
+/// TCR_EL1, where there is FEAT_E0PD: EL0 learns nothing of the upper half, not even by timing (E0PD1).
+const E0PD: u64 = 1 << 56;
 /// SCTLR_EL1: MMU, caches, stack alignment checks, WFI and WFE and DC ZVA at EL0, and the bits that are one.
 const SCTLR_START: u64 = 1
     | 1 << 2
@@ -52,8 +46,10 @@ const SCTLR_START: u64 = 1
     | 1 << 22
     | 1 << 28
     | 1 << 29;
-/// The same, and nothing writable can be executed (WXN).
-const SCTLR: u64 = SCTLR_START | 1 << 19;
+/// SCTLR_EL1.WXN: nothing writable can be executed.
+const WXN: u64 = 1 << 19;
+/// SCTLR_EL1.SPAN: one where there is no FEAT_PAN; zero sets PSTATE.PAN at every exception.
+const SPAN: u64 = 1 << 23;
 /// `FFA_SECONDARY_EP_REGISTER` and other calls answer this.
 const SUCCESS: [u64; 2] = [0x8400_0061, 0xc400_0061];
 
@@ -63,9 +59,12 @@ global_asm!(
     base = const SPMC.base,
     end = const SPMC.end(),
     sctlr_start = const SCTLR_START,
-    sctlr = const SCTLR,
+    sctlr = const SCTLR_START | WXN,
+    span = const SPAN,
     hcr = const HCR,
     cpacr = const CPACR,
+    cptr = const CPTR,
+    e0pd = const E0PD,
     mair = const MAIR,
     tcr = const TCR,
     cores = const CORES,
@@ -203,7 +202,7 @@ fn build_tables(pool: &mut Pool) -> Result<(), OutOfTables> {
     for bank in LENDABLE {
         assert!(bank.end() <= WINDOW_SIZE);
         let (secure, normal) = (SECURE_WINDOW + bank.base, NORMAL_WINDOW + bank.base);
-        map_range(pool, &KERNEL_ROOT, secure, bank.base, bank.size, Access::SpmcData)?;
+        map_range(pool, &KERNEL_ROOT, secure, bank.base, bank.size, Access::SpmcLentData)?;
         map_range(pool, &KERNEL_ROOT, normal, bank.base, bank.size, Access::SpmcNonSecureData)?;
     }
     let start = physical(image.start);
@@ -218,7 +217,7 @@ fn turn_to_tables() {
         registers::set_ttbr0(physical((&raw const IDLE_ROOT) as u64));
         registers::isb();
         registers::flush_all();
-        registers::set_sctlr(SCTLR);
+        registers::set_sctlr(registers::sctlr() | WXN);
         registers::isb();
     }
 }

@@ -90,6 +90,7 @@ impl Context {
     ) -> T {
         let idle = registers::ttbr0();
         let threads = (registers::tpidr_el0(), registers::tpidrro_el0());
+        let powers = Powers::restrict();
         let Self { general, simd } = self;
         let swap = Swap::begin(outside, simd);
         // SAFETY: the SPMC's own memory is in TTBR1; TTBR0 is only ever used by EL0.
@@ -109,9 +110,40 @@ impl Context {
             registers::set_tpidr_el0(threads.0);
             registers::set_tpidrro_el0(threads.1);
         }
+        powers.restore();
         isb();
         swap.end();
         end
+    }
+}
+
+/// What EL0 may do beside accessing memory, in registers that EL3 does not switch with the world where the SPMC is at
+/// S-EL1.
+struct Powers {
+    timers: u64,
+    counters: Option<u64>,
+}
+
+impl Powers {
+    /// Lets EL0 read the virtual counter, nothing else of the timers and no performance counter.
+    fn restrict() -> Self {
+        const VIRTUAL_COUNTER: u64 = 1 << 1;
+        const PMU_FIELD: u32 = 8;
+        // 0xf: a PMU that is not the architecture's.
+        let has_counters = !matches!(registers::id_aa64dfr0() >> PMU_FIELD & 0xf, 0 | 0xf);
+        let powers = Self { timers: registers::cntkctl(), counters: has_counters.then(registers::pmuserenr) };
+        Self { timers: VIRTUAL_COUNTER, counters: has_counters.then_some(0) }.restore();
+        powers
+    }
+
+    fn restore(&self) {
+        // SAFETY: controls of EL0 only; where `counters` says something, there are some.
+        unsafe {
+            registers::set_cntkctl(self.timers);
+            if let Some(counters) = self.counters {
+                registers::set_pmuserenr(counters);
+            }
+        }
     }
 }
 

@@ -92,6 +92,11 @@ secondary_entry:
 
 /* x0 = SCTLR, x1 = where to go on, in the window. */
 mmu_on:
+    mrs     x2, id_aa64mmfr1_el1
+    tst     x2, #(0xf << 20)                /* PAN */
+    b.ne    8f
+    orr     x0, x0, #{span}
+8:
     dsb     sy
     isb
     tlbi    vmalle1
@@ -113,13 +118,19 @@ configure:
     mrs     x0, mdcr_el2                    /* EL0 reads no performance counters */
     orr     x0, x0, #(3 << 5)
     msr     mdcr_el2, x0
+    ldr     x0, ={cptr}
+    b       4f
 3:  ldr     x0, ={cpacr}
-    msr     cpacr_el1, x0
-    mov     x0, #(1 << 1)                   /* EL0 reads the virtual counter, nothing else of the timers */
-    msr     cntkctl_el1, x0
+4:  msr     cpacr_el1, x0
     ldr     x0, ={mair}
     msr     mair_el1, x0
     ldr     x0, ={tcr}
+    mrs     x1, s3_0_c0_c7_2                /* ID_AA64MMFR2_EL1: zero where there is none */
+    ubfx    x1, x1, #60, #4                 /* E0PD */
+    cbz     x1, 5f
+    ldr     x1, ={e0pd}
+    orr     x0, x0, x1
+5:
     mrs     x1, id_aa64mmfr0_el1
     ubfx    x1, x1, #0, #4                  /* PARange, 48 bits at most with these tables */
     mov     x2, #5

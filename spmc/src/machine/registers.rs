@@ -52,6 +52,14 @@ readers! {
     ttbr0 = "ttbr0_el1";
     /// Length of SVE vectors.
     zcr = "s3_0_c1_c2_0";
+    /// System control.
+    sctlr = "sctlr_el1";
+    /// What EL0 may do with the timers (CNTHCTL_EL2 at S-EL2).
+    cntkctl = "cntkctl_el1";
+    /// Debug features.
+    id_aa64dfr0 = "id_aa64dfr0_el1";
+    /// What EL0 may do with the performance counters. The CPU has some.
+    pmuserenr = "pmuserenr_el0";
     /// Thread pointer of EL0.
     tpidr_el0 = "tpidr_el0";
     /// Thread pointer of EL0, which EL0 only reads.
@@ -61,6 +69,10 @@ readers! {
 writers! {
     /// System control.
     set_sctlr = "sctlr_el1";
+    /// What EL0 may do with the timers (CNTHCTL_EL2 at S-EL2).
+    set_cntkctl = "cntkctl_el1";
+    /// What EL0 may do with the performance counters. The CPU has some.
+    set_pmuserenr = "pmuserenr_el0";
     /// Tables of the lower addresses, and ASID.
     set_ttbr0 = "ttbr0_el1";
     /// Tables of the upper addresses.
