@@ -21,6 +21,9 @@ pub mod fid {
     pub const GRANULE_GET: u32 = 0xC300_0004;
     /// `(x1: counter index) -> (x0: status, x1: value)`, see [`super::Counter`]. From any world.
     pub const STATS: u32 = 0xC300_0020;
+    /// Not a call: how EL3's own code at EL2 tells it that an access did not pass stage 2. From anywhere else, and with the
+    /// other backend, it is not supported.
+    pub const STAGE2_ABORT: u32 = 0xC300_0030;
 }
 
 /// Calls that exist only in a BL31 whose service was built with the feature `bench`: what the service is measured against.

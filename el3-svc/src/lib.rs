@@ -4,10 +4,14 @@
 //! - [`protection`]: the mechanism beneath it, as a trait;
 //! - `gpt`: that mechanism by granule protection tables (RME), on the hardware;
 //! - [`gpt_format`], [`gpt_range`]: the layout of those tables, and how ranges move in them;
+//! - `stage2`: that mechanism by stage-2 translation tables of the normal world, on the hardware;
+//! - [`stage2_format`], [`stage2_map`], [`stage2_range`]: the layout of those, what is in them at boot, and how ranges move;
+//! - `normal_world`: keeps the normal world below those tables: EL2's registers, and the stub in EL2;
+//! - [`stage2_fault`]: what EL1 sees when an access does not pass;
 //! - `tfa`: the glue that makes it a runtime service of Trusted Firmware-A's BL31.
 //!
-//! Only `gpt` and `tfa` use `unsafe`: the first reads and writes the tables and issues the instructions around a change,
-//! the second is called by BL31.
+//! A platform links one of the two mechanisms (`isolation` in its `platform.toml`). Only `gpt`, `stage2`, `normal_world` and
+//! `tfa` use `unsafe`: the first three read and write tables and registers, the last is called by BL31.
 //!
 //! The feature `bench` adds what the service is measured against; `./flexserve bench smc` builds with it.
 #![no_std]
@@ -17,10 +21,18 @@ mod gpt;
 pub mod gpt_format;
 pub mod gpt_range;
 #[cfg(all(target_os = "none", isolation = "stage-2"))]
-mod nothing;
-#[cfg(all(target_os = "none", feature = "bench"))]
+mod normal_world;
+#[cfg(all(target_os = "none", isolation = "gpt", feature = "bench"))]
 mod peer;
 pub mod protection;
 pub mod protocol;
+#[cfg(all(target_os = "none", isolation = "stage-2"))]
+mod stage2;
+#[cfg(test)]
+mod stage2_fake;
+pub mod stage2_fault;
+pub mod stage2_format;
+pub mod stage2_map;
+pub mod stage2_range;
 #[cfg(target_os = "none")]
 mod tfa;

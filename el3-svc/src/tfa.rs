@@ -2,9 +2,9 @@
 
 #[cfg(isolation = "gpt")]
 use crate::gpt::GranuleProtectionTables as Backend;
-#[cfg(isolation = "stage-2")]
-use crate::nothing::Nothing as Backend;
 use crate::protocol::{Call, Caller, Service};
+#[cfg(isolation = "stage-2")]
+use crate::{normal_world, stage2::Stage2 as Backend};
 use core::ffi::{c_char, c_void};
 use flexserve_abi::{el3, log::World};
 use flexserve_platform as platform;
@@ -50,6 +50,8 @@ unsafe extern "C" fn init() -> i32 {
     // SAFETY: BL31 maps its device region, the secure UART in it, flat and as device memory before services start.
     unsafe { flexserve_secure_log::init(World::El3, platform::SECURE_UART_BASE as usize) };
     defmt::info!("granule service {=u32:x}, {=usize} lendable banks", el3::VERSION, platform::LENDABLE.len());
+    #[cfg(isolation = "stage-2")]
+    normal_world::init();
     0
 }
 
@@ -64,7 +66,7 @@ unsafe extern "C" fn handle(
     handle: *mut u64,
     flags: u64,
 ) -> *mut u64 {
-    #[cfg(feature = "bench")]
+    #[cfg(all(isolation = "gpt", feature = "bench"))]
     // SAFETY: by this function's contract.
     if fid >= el3::peer::NULL && unsafe { crate::peer::handle(fid, handle) } {
         return handle;
@@ -77,6 +79,14 @@ unsafe extern "C" fn handle(
     };
     // SAFETY: BL31 passes the context that it will restore, at least x0 to x30, and nothing else refers to it meanwhile.
     let registers = unsafe { &mut *handle.cast::<[u64; 18]>() };
+    #[cfg(isolation = "stage-2")]
+    if fid == el3::fid::STAGE2_ABORT
+        && caller == Caller::NonSecure
+        && let Some(x0) = normal_world::abort()
+    {
+        registers[0] = x0;
+        return handle;
+    }
     let [_, args @ ..] = registers;
     let reply = SERVICE.handle(caller, Call { fid, args });
     registers[0] = reply.0;
