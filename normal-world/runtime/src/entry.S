@@ -2,7 +2,7 @@
 
 .section .text.entry, "ax"
 
-// The boot core. NS-EL2, MMU off.
+// The boot core. NS-EL2 or NS-EL1, MMU off.
 .global payload_entry
 payload_entry:
     msr     daifset, #0xf
@@ -33,27 +33,54 @@ secondary_entry:
     mov     x30, xzr
     b       secondary_main
 
-// SIMD and SVE on, vectors, and an MMU with blocks of 1 GiB until mmu.rs has built better tables.
+// SIMD and SVE on, vectors, and an MMU with blocks of 1 GiB until mmu.rs has built better tables. EL2 becomes a host's (VHE),
+// where names of EL1 registers mean those of EL2; an EL2 without VHE is left for EL1. Changes x0.
 setup_core:
-    mov     x0, #0x32ff             // CPTR_EL2, E2H = 0: its RES1 bits; no trap of SIMD, SVE
-    msr     cptr_el2, x0
-    mov     x0, #0x80000000         // HCR_EL2.RW
+    mrs     x0, CurrentEL
+    cmp     x0, #(2 << 2)
+    b.ne    3f
+    mrs     x0, id_aa64mmfr1_el1
+    tst     x0, #(0xf << 8)         // VH
+    b.eq    2f
+    ldr     x0, =0x488000000        // HCR_EL2: E2H, RW, TGE
     msr     hcr_el2, x0
+    isb
+    b       3f
+2:  mov     x0, #0x80000000         // HCR_EL2: RW
+    msr     hcr_el2, x0
+    mov     x0, #0x33ff             // CPTR_EL2: its RES1 bits
+    msr     cptr_el2, x0
+    mov     x0, #3                  // CNTHCTL_EL2: no trap of the physical timer
+    msr     cnthctl_el2, x0
+    msr     cntvoff_el2, xzr
+    mrs     x0, midr_el1
+    msr     vpidr_el2, x0
+    mrs     x0, mpidr_el1
+    msr     vmpidr_el2, x0
+    ldr     x0, =0x30d00800         // SCTLR_EL1: its RES1 bits, MMU off
+    msr     sctlr_el1, x0
+    mov     x0, #0x3c5              // EL1h, all masked
+    msr     spsr_el2, x0
+    adr     x0, 3f
+    msr     elr_el2, x0
+    eret
+3:  mov     x0, #0x330000           // CPACR: no trap of SIMD, SVE
+    msr     cpacr_el1, x0
     adrp    x0, vectors
     add     x0, x0, :lo12:vectors
-    msr     vbar_el2, x0
+    msr     vbar_el1, x0
     ldr     x0, =0xff04             // MAIR: 0 = Device-nGnRE, 1 = Normal write-back
-    msr     mair_el2, x0
-    ldr     x0, =0x80823519         // TCR: 4 KiB granule, 39-bit VA, 40-bit PA, write-back, inner shareable
-    msr     tcr_el2, x0
+    msr     mair_el1, x0
+    ldr     x0, =0x200803519        // TCR: 4 KiB granule, 39-bit VA in TTBR0, 40-bit PA, write-back, inner shareable
+    msr     tcr_el1, x0
     adrp    x0, boot_table
-    msr     ttbr0_el2, x0
-    tlbi    alle2
+    msr     ttbr0_el1, x0
+    tlbi    vmalle1
     ic      iallu
     dsb     sy
     isb
-    ldr     x0, =0x30c5183d         // SCTLR: RES1 bits, M, C, SA, I
-    msr     sctlr_el2, x0
+    ldr     x0, =0x30d5181d         // SCTLR: RES1 bits of Armv8.0, M, C, SA, I
+    msr     sctlr_el1, x0
     isb
     ret
 
@@ -119,16 +146,16 @@ exception_entry:
     stp     x24, x25, [sp, #192]
     stp     x26, x27, [sp, #208]
     stp     x28, x29, [sp, #224]
-    mrs     x2, elr_el2
-    mrs     x3, spsr_el2
+    mrs     x2, elr_el1
+    mrs     x3, spsr_el1
     stp     x30, x2, [sp, #240]
     stp     x3, x1, [sp, #256]
     mov     x0, sp
     bl      exception
     ldp     x30, x2, [sp, #240]
     ldr     x3, [sp, #256]
-    msr     elr_el2, x2
-    msr     spsr_el2, x3
+    msr     elr_el1, x2
+    msr     spsr_el1, x3
     ldp     x28, x29, [sp, #224]
     ldp     x26, x27, [sp, #208]
     ldp     x24, x25, [sp, #192]
@@ -150,7 +177,7 @@ exception_entry:
 .section .data.boot_table, "aw"
 .balign 4096
 boot_table:
-    .quad   0x0040000000000401      // XN, AF, attribute 0, block
+    .quad   0x0060000000000401      // UXN, PXN, AF, attribute 0, block
     .quad   0x0000000040000705      // AF, inner shareable, attribute 1, block
     .quad   0x0000000080000705
     .quad   0x00000000c0000705

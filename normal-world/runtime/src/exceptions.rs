@@ -1,4 +1,4 @@
-//! Exceptions at NS-EL2: the ones that a probe provokes are recorded and skipped, every other one ends the run.
+//! Exceptions at NS-EL2 or NS-EL1: the ones that a probe provokes are recorded and skipped, every other one ends the run.
 
 use core::{
     arch::asm,
@@ -28,9 +28,9 @@ const DATA_ABORT: u64 = 0x25;
 /// A fault that a probe took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// ESR_EL2.
+    /// ESR_ELx.
     pub esr: u64,
-    /// FAR_EL2.
+    /// FAR_ELx.
     pub far: u64,
 }
 
@@ -46,6 +46,15 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "esr {:#x} far {:#x}", self.esr, self.far)
     }
+}
+
+/// The exception level that this program runs at: 1 or 2. At 2 it is a host (VHE), for which the registers' EL1 names mean
+/// those of EL2.
+pub fn level() -> u64 {
+    let current: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, CurrentEL", out(reg) current, options(nomem, nostack, preserves_flags)) };
+    current >> 2
 }
 
 /// A core's probe: whether one is under way, and what it met.
@@ -128,7 +137,7 @@ extern "C" fn exception(frame: &mut Frame) {
     let (esr, far): (u64, u64);
     // SAFETY: reads two registers.
     unsafe {
-        asm!("mrs {}, esr_el2", "mrs {}, far_el2", out(reg) esr, out(reg) far, options(nomem, nostack));
+        asm!("mrs {}, esr_el1", "mrs {}, far_el1", out(reg) esr, out(reg) far, options(nomem, nostack));
     }
     let core = cores::current();
     let slot = &SLOTS[core];

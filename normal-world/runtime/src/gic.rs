@@ -14,10 +14,12 @@ use arm_gic::{
 use flexserve_platform::{GIC_DISTRIBUTOR, GIC_REDISTRIBUTOR};
 use spin::Mutex;
 
-use crate::cores::MAX_CORES;
+use crate::{cores::MAX_CORES, exceptions};
 
-/// The EL2 physical timer's interrupt (Arm BSA, PPI assignment: INTID 26).
-pub const TIMER: IntId = IntId::ppi(10);
+/// The physical timer's interrupt (Arm BSA, PPI assignment): at EL2 the one of EL2's timer, INTID 26, at EL1 INTID 30.
+pub fn timer() -> IntId {
+    IntId::ppi(if exceptions::level() == 2 { 10 } else { 14 })
+}
 /// Wakes a core that waits for work.
 const WAKE: IntId = IntId::sgi(0);
 const PRIORITY: u8 = 0x80;
@@ -52,7 +54,7 @@ pub fn init_core(core: usize) {
     gic.init_cpu(core);
     let mut redistributor = gic.redistributor(core).expect("every core has a redistributor");
     redistributor.configure_default_settings();
-    for interrupt in [TIMER, WAKE] {
+    for interrupt in [timer(), WAKE] {
         redistributor.set_interrupt_priority(interrupt, PRIORITY).expect("a private interrupt");
         redistributor.enable_interrupt(interrupt, true).expect("a private interrupt");
     }
@@ -74,14 +76,14 @@ pub fn wake(core: usize) {
 
 /// Takes and ends what is pending for this core; answers whether the timer was among it.
 pub fn acknowledge() -> bool {
-    let mut timer = false;
+    let (mut fired, timer) = (false, timer());
     while let Some(interrupt) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1) {
-        if interrupt == TIMER {
+        if interrupt == timer {
             // The line is level-triggered: it stays pending until the timer is quiet.
             crate::timer::disarm();
-            timer = true;
+            fired = true;
         }
         GicCpuInterface::end_interrupt(interrupt, InterruptGroup::Group1);
     }
-    timer
+    fired
 }

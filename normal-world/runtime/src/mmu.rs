@@ -5,9 +5,9 @@
 //! granule check, not fail on the attacker's own tables.
 
 use aarch64_paging::{
-    descriptor::El23Attributes as A,
+    descriptor::El1Attributes as A,
     idmap::IdMap,
-    paging::{El2, MemoryRegion},
+    paging::{El1And0, MemoryRegion},
 };
 use core::{
     arch::asm,
@@ -16,11 +16,12 @@ use core::{
 
 use flexserve_platform::{DRAM, EL3, Region};
 
-const DEVICE: A = A::VALID.union(A::ACCESSED).union(A::XN);
+const XN: A = A::UXN.union(A::PXN);
+const DEVICE: A = A::VALID.union(A::ACCESSED).union(XN);
 const MEMORY: A = A::VALID.union(A::ACCESSED).union(A::ATTRIBUTE_INDEX_1).union(A::INNER_SHAREABLE);
 const CODE: A = MEMORY.union(A::READ_ONLY);
-const CONSTANTS: A = CODE.union(A::XN);
-const DATA: A = MEMORY.union(A::XN);
+const CONSTANTS: A = CODE.union(XN);
+const DATA: A = MEMORY.union(XN);
 
 /// Root SRAM and secure DRAM, mapped as memory to be attacked.
 const SECURE: Region = Region { base: EL3.base, size: 0x100_0000 };
@@ -49,7 +50,7 @@ pub fn enable() {
     let (secure, secure_end) = (SECURE.base as usize, SECURE.end() as usize);
     let (dram, dram_end) = (DRAM.base as usize, DRAM.end() as usize);
 
-    let mut map = IdMap::new(1, El2);
+    let mut map = IdMap::with_asid(0, 1, El1And0);
     for (start, end, attributes) in [
         (0, secure, DEVICE),
         (secure, secure_end, MEMORY),
@@ -76,9 +77,9 @@ pub fn adopt() {
     unsafe {
         asm!(
             "dsb ishst",
-            "msr ttbr0_el2, {}",
+            "msr ttbr0_el1, {}",
             "isb",
-            "tlbi alle2",
+            "tlbi vmalle1",
             "dsb nsh",
             "isb",
             in(reg) root,

@@ -1,4 +1,4 @@
-//! Time, and the timer that takes the core back from the secure world: the EL2 physical one.
+//! Time, and the timer that takes the core back from the secure world: the physical one, which is EL2's own for a program at EL2.
 
 use core::arch::asm;
 
@@ -7,14 +7,14 @@ pub fn arm(microseconds: u64) {
     let ticks = frequency() / 1_000_000 * microseconds;
     // SAFETY: programs this core's own timer, whose interrupt only the secure world's callers meet.
     unsafe {
-        asm!("msr cnthp_tval_el2, {}", "msr cnthp_ctl_el2, {}", "isb", in(reg) ticks, in(reg) 1_u64, options(nostack));
+        asm!("msr cntp_tval_el0, {}", "msr cntp_ctl_el0, {}", "isb", in(reg) ticks, in(reg) 1_u64, options(nostack));
     }
 }
 
 /// Stops the timer.
 pub fn disarm() {
     // SAFETY: as in `arm`.
-    unsafe { asm!("msr cnthp_ctl_el2, {}", "isb", in(reg) 2_u64, options(nostack)) };
+    unsafe { asm!("msr cntp_ctl_el0, {}", "isb", in(reg) 2_u64, options(nostack)) };
 }
 
 /// Nanoseconds since boot.

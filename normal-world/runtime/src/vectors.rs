@@ -78,7 +78,7 @@ fn vector_bytes() -> usize {
     unsafe {
         asm!(
             ".arch_extension sve",
-            "msr s3_4_c1_c2_0, {length}", // ZCR_EL2
+            "msr s3_0_c1_c2_0, {length}", // ZCR_EL1
             "isb",
             "rdvl {bytes}, #1",
             length = in(reg) 0xf_u64,
