@@ -2,9 +2,14 @@
 
 use alloc::{string::String, vec::Vec};
 
-use flexserve_abi::el3::{Counter, Status, fid};
+use flexserve_abi::el3::{Counter, Feature, Status, fid};
 
 use crate::{Conduit, registers};
+
+/// What the service says of itself. All ones if it does not know the question.
+pub fn feature(conduit: &mut impl Conduit, feature: Feature) -> u64 {
+    conduit.call(registers(fid::FEATURES, &[feature as u64]))[0]
+}
 
 /// Reads a counter. `None` if the service does not have it.
 pub fn counter(conduit: &mut impl Conduit, counter: Counter) -> Option<u64> {

@@ -112,7 +112,7 @@ pub struct Done {
 pub struct Attack {
     /// What was tried on what: "read lent granule", …
     pub name: String,
-    /// Who tried: "NS-EL2", "S-EL0", "R-EL2".
+    /// Who tried: "NS-EL2" or "NS-EL1", "S-EL0", "R-EL2".
     pub world: String,
     /// On which core, by index.
     pub core: u32,

@@ -7,12 +7,12 @@ use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
 
 use flexserve_abi::{
     GRANULE_SIZE,
-    el3::{Gpi, fid},
+    el3::{Feature, Gpi, fid},
     ffa::{EndpointId, PROBE_SERVICE},
     probe::{Op, REALM_PROBE},
 };
 use flexserve_client::{
-    Conduit, Registers,
+    Conduit, Registers, el3,
     ffa::{Ffa, Function, Region, Transfer},
     job::{Attack, Record, Target},
     probe::{self, Outcome},
@@ -33,7 +33,12 @@ const END_OF_MAP: u64 = 1 << 39;
 const RMI_GRANULE_DELEGATE: u32 = 0xc400_0151;
 
 /// The world of this program.
-const NS_EL2: &str = "NS-EL2";
+fn this_world() -> &'static str {
+    if exceptions::level() == 2 { "NS-EL2" } else { "NS-EL1" }
+}
+
+/// The world of the test RMM.
+const R_EL2: &str = "R-EL2";
 /// Name of the target that says there is a Realm world.
 const RMM: &str = "rmm";
 
@@ -45,13 +50,15 @@ const RMM: &str = "rmm";
 pub fn run(system: &mut System, session: &Session, targets: &[Target]) -> Result<(), String> {
     let mut places = lent_places(session);
     places.extend(targets.iter().map(|target| (target.name.clone(), target.base)));
+    let backend = el3::feature(system.ffa.conduit(), Feature::Backend);
     for core in 0..cores::count() {
-        by_access(core, &places)?;
+        by_access(core, &places, backend)?;
+        by_hypervisor_call(core)?;
     }
     by_call(system, session, targets);
     if targets.iter().any(|target| target.name == RMM) {
         for core in 0..cores::count() {
-            by_realm(core, &places)?;
+            by_realm(core, &places, backend)?;
         }
     }
     // Its own image is the one place that the hostile partition may reach.
@@ -93,25 +100,25 @@ fn lent_places(session: &Session) -> Vec<(String, u64)> {
     places
 }
 
-/// Loads, stores and branches at NS-EL2 on one core.
-fn by_access(core: usize, places: &[(String, u64)]) -> Result<(), String> {
+/// Loads, stores and branches of this world on one core.
+fn by_access(core: usize, places: &[(String, u64)], backend: u64) -> Result<(), String> {
     for (name, address) in places.iter().filter(|(_, address)| *address < END_OF_MAP) {
         let address = *address;
         let read = cores::run(core, move || exceptions::read(address).map(drop))?;
-        report_access(NS_EL2, core, "read", name, read.err());
+        report_access((this_world(), core), "read", name, read.err(), backend);
         // SAFETY: the address belongs to another world. If the write goes through, the system is broken, and the record
         // and the model's answer show it.
         let written = cores::run(core, move || unsafe { exceptions::write(address, 0x5a5a_5a5a) })?;
-        report_access(NS_EL2, core, "write", name, written.err());
+        report_access((this_world(), core), "write", name, written.err(), backend);
         // SAFETY: as above.
         let executed = cores::run(core, move || unsafe { exceptions::execute(address) })?;
-        report_access(NS_EL2, core, "execute", name, executed.err());
+        report_access((this_world(), core), "execute", name, executed.err(), backend);
     }
     Ok(())
 }
 
 /// The same at R-EL2, by a call of the test RMM that exists for this.
-fn by_realm(core: usize, places: &[(String, u64)]) -> Result<(), String> {
+fn by_realm(core: usize, places: &[(String, u64)], backend: u64) -> Result<(), String> {
     for (name, address) in places.iter().filter(|(name, address)| name != RMM && *address < END_OF_MAP) {
         for (kind, what) in [(0, "read"), (1, "write"), (2, "execute")] {
             let answer = OnCore(core).call(registers(REALM_PROBE, &[kind, *address]));
@@ -119,20 +126,36 @@ fn by_realm(core: usize, places: &[(String, u64)]) -> Result<(), String> {
                 return Err(format!("the RMM does not know the attack tests' call: x0 = {:#x}", answer[0]));
             };
             let fault = Fault { esr, far };
-            report_access("R-EL2", core, what, name, (esr != 0).then_some(fault));
+            report_access((R_EL2, core), what, name, (esr != 0).then_some(fault), backend);
         }
     }
     Ok(())
 }
 
-fn report_access(world: &str, core: usize, what: &str, name: &str, fault: Option<Fault>) {
+/// A world at EL1 calls EL2, which is not its own.
+fn by_hypervisor_call(core: usize) -> Result<(), String> {
+    if exceptions::level() == 1 {
+        let fault = cores::run(core, exceptions::call_hypervisor)?.err();
+        let repelled = fault.is_some_and(Fault::is_undefined);
+        report_fault((this_world(), core), "HVC".to_owned(), fault, repelled);
+    }
+    Ok(())
+}
+
+/// An access is repelled by the fault that EL3's mechanism gives it, and by no other.
+fn report_access(from: (&str, usize), what: &str, name: &str, fault: Option<Fault>, backend: u64) {
+    let repelled = fault.is_some_and(|fault| fault.is_stopped_by(backend));
+    report_fault(from, format!("{what} {name}"), fault, repelled);
+}
+
+fn report_fault((world, core): (&str, usize), name: String, fault: Option<Fault>, repelled: bool) {
     record::emit(&Record::Attack(Attack {
-        name: format!("{what} {name}"),
+        name,
         world: world.to_owned(),
         core: core as u32,
         esr: fault.map_or(0, |fault| fault.esr),
         far: fault.map_or(0, |fault| fault.far),
-        faulted: fault.is_some_and(Fault::is_abort),
+        faulted: repelled,
     }));
 }
 
@@ -153,7 +176,7 @@ fn by_call(system: &mut System, session: &Session, targets: &[Target]) {
     let to = session.partition;
 
     let refused = system.ffa.reclaim(segment.handle).is_err();
-    report_call(NS_EL2, "FFA_MEM_RECLAIM of a handle that the partition holds".to_owned(), refused);
+    report_call(this_world(), "FFA_MEM_RECLAIM of a handle that the partition holds".to_owned(), refused);
 
     for (transfer, name) in [
         (Transfer::Lend, "FFA_MEM_LEND of a lent granule"),
@@ -161,17 +184,17 @@ fn by_call(system: &mut System, session: &Session, targets: &[Target]) {
         (Transfer::Donate, "FFA_MEM_DONATE of a lent granule"),
     ] {
         let refused = system.ffa.transfer(transfer, to, &[region]).is_err();
-        report_call(NS_EL2, name.to_owned(), refused);
+        report_call(this_world(), name.to_owned(), refused);
     }
     for target in targets {
         for (transfer, name) in [(Transfer::Lend, "FFA_MEM_LEND"), (Transfer::Share, "FFA_MEM_SHARE")] {
             let region = Region { address: target.base & !(GRANULE_SIZE as u64 - 1), page_cnt: 1 };
             let refused = system.ffa.transfer(transfer, to, &[region]).is_err();
-            report_call(NS_EL2, format!("{name} of {}", target.name), refused);
+            report_call(this_world(), format!("{name} of {}", target.name), refused);
         }
     }
 
-    report_call(NS_EL2, "FFA_RXTX_MAP over a lent granule".to_owned(), map_buffer_over(system, page));
+    report_call(this_world(), "FFA_RXTX_MAP over a lent granule".to_owned(), map_buffer_over(system, page));
 
     for gpi in [Gpi::NonSecure, Gpi::Secure] {
         for (name, call) in [
@@ -179,12 +202,12 @@ fn by_call(system: &mut System, session: &Session, targets: &[Target]) {
             ("GRANULE_SET_LIST", registers(fid::GRANULE_SET_LIST, &[gpi as u64, page | 1])),
         ] {
             let refused = system.ffa.conduit().call(call)[0] != 0;
-            report_call(NS_EL2, format!("{name} of a lent granule to {gpi:?}"), refused);
+            report_call(this_world(), format!("{name} of a lent granule to {gpi:?}"), refused);
         }
     }
     if targets.iter().any(|target| target.name == RMM) {
         let refused = system.ffa.conduit().call(registers(RMI_GRANULE_DELEGATE, &[page]))[0] != 0;
-        report_call(NS_EL2, "RMI_GRANULE_DELEGATE of a lent granule".to_owned(), refused);
+        report_call(this_world(), "RMI_GRANULE_DELEGATE of a lent granule".to_owned(), refused);
     }
 }
 

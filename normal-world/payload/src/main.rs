@@ -1,4 +1,4 @@
-//! A bare-metal normal world (BL33, NS-EL2).
+//! A bare-metal normal world (BL33, at NS-EL2 or NS-EL1).
 //!
 //! It plays both parts that the system has to get along with: the OS that lends memory to the LLM partition and serves a
 //! prompt, and the OS that attacks what it has lent.

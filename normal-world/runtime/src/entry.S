@@ -103,6 +103,11 @@ probe_execute:                      // (x0: address)
     ldp     x29, x30, [sp], #16
     ret
 
+.global probe_hypervisor_call
+probe_hypervisor_call:
+    hvc     #0
+    ret
+
 // One frame for every exception: x0..x30, ELR, SPSR, and the vector's number.
 .macro vector number
 .balign 0x80

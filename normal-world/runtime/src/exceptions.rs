@@ -24,6 +24,11 @@ const SYNCHRONOUS_CURRENT: u64 = 4;
 /// ESR_ELx.EC of an instruction abort and of a data abort taken without a change of exception level.
 const INSTRUCTION_ABORT: u64 = 0x21;
 const DATA_ABORT: u64 = 0x25;
+/// ESR_ELx.EC of an instruction that does not exist at this exception level.
+const UNKNOWN: u64 = 0;
+/// ESR_ELx.{DFSC, IFSC} of a granule protection fault on the access itself (Arm DDI 0615), and of an external abort.
+const GRANULE_PROTECTION_FAULT: u64 = 0b10_1000;
+const EXTERNAL_ABORT: u64 = 0b01_0000;
 
 /// A fault that a probe took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,22 @@ impl Fault {
     /// world's data would end in.
     pub fn is_abort(self) -> bool {
         matches!(self.esr >> 26, INSTRUCTION_ABORT | DATA_ABORT)
+    }
+
+    /// Whether this is the abort that an access ends in which EL3's mechanism stops, as `FEATURES` numbers the mechanisms
+    /// (`flexserve_abi::el3::Feature::Backend`).
+    pub fn is_stopped_by(self, backend: u64) -> bool {
+        let status = match backend {
+            1 => GRANULE_PROTECTION_FAULT,
+            2 => EXTERNAL_ABORT,
+            _ => return false,
+        };
+        self.is_abort() && self.esr & 0x3f == status
+    }
+
+    /// Whether this is an instruction that does not exist at this exception level.
+    pub fn is_undefined(self) -> bool {
+        self.esr >> 26 == UNKNOWN
     }
 }
 
@@ -78,6 +99,7 @@ unsafe extern "C" {
     fn probe_read(address: u64) -> u64;
     fn probe_write(address: u64, value: u64);
     fn probe_execute(address: u64);
+    fn probe_hypervisor_call();
 }
 
 /// Reads 8 bytes at `address`.
@@ -116,6 +138,16 @@ pub unsafe fn write(address: u64, value: u64) -> Result<(), Fault> {
 pub unsafe fn execute(address: u64) -> Result<(), Fault> {
     // SAFETY: passed on to the caller.
     guarded(|| unsafe { probe_execute(address) })
+}
+
+/// Calls EL2 (HVC), from EL1.
+///
+/// # Errors
+///
+/// The fault that the call ended in.
+pub fn call_hypervisor() -> Result<(), Fault> {
+    // SAFETY: x0 to x17 are the callee's to change, as in any call; a fault is skipped by `exception`.
+    guarded(|| unsafe { probe_hypervisor_call() })
 }
 
 fn guarded<T>(access: impl FnOnce() -> T) -> Result<T, Fault> {

@@ -3,7 +3,11 @@
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use flexserve_abi::{GRANULE_SIZE, el3::Counter, ffa::EndpointId};
+use flexserve_abi::{
+    GRANULE_SIZE,
+    el3::{Counter, Feature},
+    ffa::EndpointId,
+};
 use flexserve_client::{
     el3,
     ffa::{self, Code, Error, Function, Region, Transfer},
@@ -13,13 +17,10 @@ use spin::Mutex;
 
 use super::{Bench, ensure};
 use crate::{
-    cores,
-    exceptions::{self, Fault},
+    cores, exceptions,
     system::{Lent, System, page_mut},
 };
 
-/// ESR_ELx.{DFSC, IFSC} of a granule protection fault on the access itself (Arm DDI 0615).
-const GRANULE_PROTECTION_FAULT: u64 = 0b10_1000;
 /// An address that no bank holds.
 const NOWHERE: u64 = 0x70_0000_0000;
 
@@ -54,8 +55,9 @@ fn reclaim_zeroed(system: &mut System, lent: &Lent) -> Result<(), String> {
     Ok(())
 }
 
-fn is_granule_protection_fault(fault: Fault) -> bool {
-    fault.is_abort() && fault.esr & 0x3f == GRANULE_PROTECTION_FAULT
+/// Which mechanism stops accesses to lent granules.
+fn backend(system: &mut System) -> u64 {
+    el3::feature(system.ffa.conduit(), Feature::Backend)
 }
 
 /// Granules that the lender filled come back as zeroes.
@@ -129,8 +131,9 @@ pub fn counters_count_granules(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads, writes and branches to a lent granule end in a granule protection fault at its address.
+/// Reads, writes and branches to a lent granule end in the fault of EL3's mechanism, at its address.
 pub fn lent_granules_fault_on_this_core(bench: &mut Bench) -> Result<(), String> {
+    let backend = backend(&mut bench.system);
     let pages = patterned(&mut bench.system, 3)?;
     let page = pages[1];
     exceptions::read(page).map_err(|fault| format!("before it is lent, it faults: {fault}"))?;
@@ -141,7 +144,7 @@ pub fn lent_granules_fault_on_this_core(bench: &mut Bench) -> Result<(), String>
         [("read", exceptions::read(page).map(drop)), ("write", written), ("branch", executed)]
     {
         let Err(fault) = outcome else { return Err(format!("a {what} goes through")) };
-        ensure!(is_granule_protection_fault(fault), "a {what} ends in another fault: {fault}");
+        ensure!(fault.is_stopped_by(backend), "a {what} ends in another fault: {fault}");
         ensure!(fault.far == page, "a {what} of {page:#x} faults elsewhere: {fault}");
     }
     reclaim_zeroed(&mut bench.system, &lent)?;
@@ -152,6 +155,7 @@ pub fn lent_granules_fault_on_this_core(bench: &mut Bench) -> Result<(), String>
 /// A core that reads a page in a loop, its translation cached, faults from the moment that another core's lend returns.
 pub fn lent_granules_fault_on_other_cores(bench: &mut Bench) -> Result<(), String> {
     ensure!(cores::count() > 1, "this test needs two cores: --smp 2");
+    let backend = backend(&mut bench.system);
     let pages = patterned(&mut bench.system, 1)?;
     let page = pages[0];
     let reads = Arc::new(AtomicU64::new(0));
@@ -182,7 +186,7 @@ pub fn lent_granules_fault_on_other_cores(bench: &mut Bench) -> Result<(), Strin
     cores::wait(1);
     let handle = handle?;
     let fault = outcome.lock().take().ok_or("the other core answered nothing")??;
-    ensure!(is_granule_protection_fault(fault), "the other core took another fault: {fault}");
+    ensure!(fault.is_stopped_by(backend), "the other core took another fault: {fault}");
     reclaim_zeroed(&mut bench.system, &handle)?;
     let again = cores::run(1, move || exceptions::read(page))?;
     ensure!(again == Ok(0), "after it has come back, the other core reads {again:x?}");
