@@ -42,6 +42,7 @@ unsafe extern "C" {
 global_asm!(
     ".pushsection .rodata.flexserve_el2_stub, \"a\"",
     ".balign 8",
+    ".global flexserve_el2_stub",
     "flexserve_el2_stub:",
     ".rept 16",
     "1: msr tpidr_el2, x0",

@@ -150,7 +150,13 @@ pub fn call_hypervisor() -> Result<(), Fault> {
     guarded(|| unsafe { probe_hypervisor_call() })
 }
 
-fn guarded<T>(access: impl FnOnce() -> T) -> Result<T, Fault> {
+/// Makes an access that may fault: behind a load or store that did, it goes on; from any other exception it returns to the caller of the
+/// routine that raised it.
+///
+/// # Errors
+///
+/// The fault.
+pub fn guarded<T>(access: impl FnOnce() -> T) -> Result<T, Fault> {
     let slot = &SLOTS[cores::current()];
     slot.taken.store(false, Relaxed);
     slot.armed.store(true, Relaxed);
