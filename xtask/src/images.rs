@@ -16,6 +16,7 @@ use flexserve_abi::{ffa, log::World};
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    process::Command,
     str::FromStr,
 };
 
@@ -33,6 +34,12 @@ pub struct Replacements {
 struct Replacement {
     name: String,
     file: PathBuf,
+}
+
+impl Replacement {
+    fn new(name: &str, file: PathBuf) -> Self {
+        Self { name: name.to_owned(), file }
+    }
 }
 
 impl FromStr for Replacement {
@@ -106,22 +113,60 @@ pub fn build(paths: &Paths, platform: &Platform, replacements: &Replacements) ->
 /// Those of [`build`].
 pub fn el3_bench(paths: &Paths, platform: &Platform) -> Result<Images> {
     let variant = platform.variant("bench");
-    let cross = Cross::find(&[toolchain::SOFT_FLOAT])?;
-    let release = paths.bare_metal_target().join(toolchain::SOFT_FLOAT).join("release");
-    let make = |what: &str, subcommand: &str, package: &str, more: &[&str]| {
-        let mut cargo = cross.bare_metal(paths, subcommand, toolchain::SOFT_FLOAT);
-        cargo
-            .args(["--release", "--package", package])
-            .args(more)
-            .env("FLEXSERVE_PLATFORM", platform.facts());
-        process::step(what, &mut cargo, &paths.platform(&variant.name).join(format!("log/{package}.log")))
-    };
-    make("Building flexserve-el3-bench", "build", "flexserve-el3-bench", &[])?;
-    let library = ["--features", "bench", "--crate-type", "staticlib"];
-    make("Building flexserve-el3-svc with its peers", "rustc", "flexserve-el3-svc", &library)?;
-    let replace = |name: &str, file: &str| Replacement { name: name.to_owned(), file: release.join(file) };
-    let list = vec![replace("spmc", "flexserve-el3-bench"), replace("el3-svc", "libflexserve_el3_svc.a")];
+    let spmc = image(paths, &variant, "flexserve-el3-bench", toolchain::SOFT_FLOAT)?;
+    let mut cargo = cargo(paths, &variant, "rustc", "flexserve-el3-svc", toolchain::SOFT_FLOAT)?;
+    cargo.args(["--features", "bench", "--crate-type", "staticlib"]);
+    let log = paths.platform(&variant.name).join("log/flexserve-el3-svc.log");
+    process::step("Building flexserve-el3-svc with its peers", &mut cargo, &log)?;
+    let library = release(paths, toolchain::SOFT_FLOAT).join("libflexserve_el3_svc.a");
+    let list = vec![Replacement::new("spmc", spmc), Replacement::new("el3-svc", library)];
     build(paths, &variant, &Replacements { list })
+}
+
+/// Builds a flash image with another normal world, the package `payload`, and another image in the SPMC's place, if `spmc`
+/// names one.
+///
+/// # Errors
+///
+/// Those of [`build`].
+pub fn with_payload(
+    paths: &Paths,
+    platform: &Platform,
+    variant: &str,
+    payload: &str,
+    spmc: Option<&str>,
+) -> Result<Images> {
+    let variant = platform.variant(variant);
+    let mut list = vec![Replacement::new("payload", image(paths, &variant, payload, toolchain::SIMD)?)];
+    if let Some(spmc) = spmc {
+        list.push(Replacement::new("spmc", image(paths, &variant, spmc, toolchain::SOFT_FLOAT)?));
+    }
+    build(paths, &variant, &Replacements { list })
+}
+
+/// Builds a bare-metal program and answers its ELF file.
+fn image(paths: &Paths, platform: &Platform, package: &str, target: &str) -> Result<PathBuf> {
+    let mut cargo = cargo(paths, platform, "build", package, target)?;
+    let log = paths.platform(&platform.name).join(format!("log/{package}.log"));
+    process::step(&format!("Building {package}"), &mut cargo, &log)?;
+    Ok(release(paths, target).join(package))
+}
+
+/// Builds a package for a platform; more arguments can follow.
+fn cargo(
+    paths: &Paths,
+    platform: &Platform,
+    subcommand: &str,
+    package: &str,
+    target: &str,
+) -> Result<Command> {
+    let mut cargo = Cross::find(&[target])?.bare_metal(paths, subcommand, target);
+    cargo.args(["--release", "--package", package]).env("FLEXSERVE_PLATFORM", platform.facts());
+    Ok(cargo)
+}
+
+fn release(paths: &Paths, target: &str) -> PathBuf {
+    paths.bare_metal_target().join(target).join("release")
 }
 
 fn crates(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Result<Elfs> {
@@ -129,10 +174,9 @@ fn crates(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Re
         if let Some(replacement) = replacements.list.iter().rev().find(|r| r.name == name) {
             return Ok(std::path::absolute(&replacement.file)?);
         }
-        let cross = Cross::find(&[target])?;
         let library = name == "el3-svc";
-        let mut cargo = cross.bare_metal(paths, if library { "rustc" } else { "build" }, target);
-        cargo.args(["--release", "--package", package]).env("FLEXSERVE_PLATFORM", platform.facts());
+        let subcommand = if library { "rustc" } else { "build" };
+        let mut cargo = cargo(paths, platform, subcommand, package, target)?;
         if library {
             cargo.args(["--crate-type", "staticlib"]);
         }
@@ -142,7 +186,7 @@ fn crates(paths: &Paths, platform: &Platform, replacements: &Replacements) -> Re
         let log = paths.platform(&platform.name).join(format!("log/{name}.log"));
         process::step(&format!("Building {package}"), &mut cargo, &log)?;
         let file = if library { format!("lib{}.a", package.replace('-', "_")) } else { package.to_owned() };
-        Ok(paths.bare_metal_target().join(target).join("release").join(file))
+        Ok(release(paths, target).join(file))
     };
     Ok(Elfs {
         el3_service: elf("el3-svc", "flexserve-el3-svc", toolchain::SOFT_FLOAT)?,

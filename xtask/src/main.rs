@@ -17,6 +17,7 @@ mod records;
 mod report;
 mod run;
 mod stamp;
+mod tap;
 mod test;
 mod tfa;
 mod toolchain;

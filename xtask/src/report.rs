@@ -1,5 +1,6 @@
 //! What a run says about itself: `--json`, and whether it went well.
 
+use crate::tap::Case;
 use flexserve_client::job::{Attack, Done};
 use serde_json::{Value, json};
 
@@ -16,6 +17,10 @@ pub struct Report {
     pub partition_faults: Vec<Fault>,
     /// System tests: name and what went wrong.
     pub tests: Vec<(String, Option<String>)>,
+    /// Cases of the conformance suite, and how many it meant to run.
+    pub cases: Vec<Case>,
+    /// See `cases`.
+    pub planned: u32,
     /// What the payload could not go on without.
     pub error: Option<String>,
     /// The first panic of a secure world.

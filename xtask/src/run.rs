@@ -11,6 +11,7 @@ use crate::{
     qemu::{COUNT_INSTRUCTIONS, Event, Qemu, Setup},
     records::{Parser, Said},
     report::{Fault, Report},
+    tap::Line,
 };
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -185,6 +186,25 @@ pub fn boot(
     model: Option<&Path>,
     options: &Options,
 ) -> Result<Report> {
+    let mut report = Report::default();
+    boot_into(&mut report, paths, platform, images, job, model, options)?;
+    Ok(report)
+}
+
+/// The same; what the machine told before an error is in `report` all the same.
+///
+/// # Errors
+///
+/// Those of [`boot`].
+pub fn boot_into(
+    report: &mut Report,
+    paths: &Paths,
+    platform: &Platform,
+    images: &Images,
+    job: &Job,
+    model: Option<&Path>,
+    options: &Options,
+) -> Result<()> {
     let log = paths.platform(&platform.name).join("run.log");
     let tables = Tables::read(&images.logs)?;
     let job_file = serde_json::to_vec(job)?;
@@ -204,7 +224,7 @@ pub fn boot(
         bar: progress(),
         verbose: options.verbose,
         attacked: job.attack || !job.tests.is_empty(),
-        report: Report::default(),
+        report,
     };
     let silence = Duration::from_secs(options.timeout);
     let mut heard = Instant::now();
@@ -250,7 +270,7 @@ pub fn boot(
             qemu.messages()
         );
     }
-    Ok(report)
+    Ok(())
 }
 
 /// Turns what the machine says into a report, a log file and what the user sees.
@@ -261,7 +281,7 @@ struct Listener<'t> {
     bar: ProgressBar,
     verbose: bool,
     attacked: bool,
-    report: Report,
+    report: &'t mut Report,
 }
 
 impl Listener<'_> {
@@ -295,8 +315,23 @@ impl Listener<'_> {
     fn said(&mut self, said: Said) -> Result<()> {
         match said {
             Said::Record(record) => self.record(record),
-            Said::Line(text) => self.note("NS", Severity::Info, &text),
+            Said::Line(text) => {
+                self.tap(&text);
+                self.note("NS", Severity::Info, &text)
+            }
             Said::Garbled(text) => self.note("NS", Severity::Warning, &format!("garbled record: {text}")),
+        }
+    }
+
+    fn tap(&mut self, text: &str) {
+        match Line::parse(text) {
+            Some(Line::Plan(count)) => self.report.planned += count,
+            Some(Line::Case(case)) => {
+                self.bar.set_length(self.report.planned.into());
+                self.bar.set_position(case.number.into());
+                self.report.cases.push(case);
+            }
+            None => {}
         }
     }
 

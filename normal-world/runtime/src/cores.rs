@@ -27,8 +27,15 @@ struct Mailbox {
 static MAILBOXES: [Mailbox; MAX_CORES] =
     [const { Mailbox { task: Mutex::new(None), busy: AtomicBool::new(false) } }; MAX_CORES];
 
-/// Cores that run, the boot core included.
+/// Cores that this program has started, the boot core included.
 static STARTED: AtomicUsize = AtomicUsize::new(1);
+/// Whether a core has come from its entry point since it was last turned on.
+static ARRIVED: [AtomicBool; MAX_CORES] = [const { AtomicBool::new(false) }; MAX_CORES];
+
+/// `AFFINITY_INFO` of a core that is off (Arm DEN0022, section 5.7).
+const OFF: i64 = 1;
+/// How often a core that turns off is asked for.
+const PATIENCE: u32 = 10_000_000;
 
 #[repr(C, align(16))]
 struct Stacks([[u8; STACK_SIZE]; MAX_CORES]);
@@ -57,18 +64,69 @@ pub fn current() -> usize {
 /// The firmware refuses to start one.
 pub fn start_all(cores: usize) -> Result<(), String> {
     for core in 1..cores.min(MAX_CORES) {
-        let top = (&raw mut STACKS).cast::<u8>().wrapping_add((core + 1) * STACK_SIZE);
-        let entry = secondary_entry as *const () as u64;
-        psci::cpu_on::<Smc>(core as u64, entry, top as u64)
-            .map_err(|e| format!("starting core {core}: {e}"))?;
-        while STARTED.load(Ordering::Acquire) <= core {
-            core::hint::spin_loop();
-        }
+        turn_on(core, entry(), stack_top(core))?;
+        STARTED.store(core + 1, Ordering::Release);
     }
     Ok(())
 }
 
-/// Cores that run.
+/// Where a core that is turned on belongs: it expects the top of its stack in x0.
+pub fn entry() -> u64 {
+    secondary_entry as *const () as u64
+}
+
+/// The top of a core's stack.
+pub fn stack_top(core: usize) -> u64 {
+    (&raw mut STACKS).cast::<u8>().wrapping_add((core + 1) * STACK_SIZE) as u64
+}
+
+/// Turns a core that is off on, by PSCI, at `entry` with `context` in x0, and waits until it serves tasks: code at `entry`
+/// that is not [`entry`] goes on there.
+///
+/// # Errors
+///
+/// The firmware refuses.
+pub fn turn_on(core: usize, entry: u64, context: u64) -> Result<(), String> {
+    ARRIVED[core].store(false, Ordering::Release);
+    MAILBOXES[core].busy.store(false, Ordering::Release);
+    psci::cpu_on::<Smc>(core as u64, entry, context).map_err(|e| format!("starting core {core}: {e}"))?;
+    while !ARRIVED[core].load(Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+    Ok(())
+}
+
+/// Has a core turn itself off, by PSCI, and waits until it is. It counts as started all the time.
+///
+/// # Errors
+///
+/// There is no such core, or it does not turn off.
+pub fn turn_off(core: usize) -> Result<(), String> {
+    // `CPU_OFF` returns only if it is refused.
+    begin(
+        core,
+        Box::new(|| {
+            let _ = psci::cpu_off::<Smc>();
+        }),
+    )?;
+    for _ in 0..PATIENCE {
+        if affinity_info(core) == OFF {
+            return Ok(());
+        }
+        core::hint::spin_loop();
+    }
+    Err(format!("core {core} does not turn off"))
+}
+
+/// `AFFINITY_INFO` of a core.
+pub fn affinity_info(core: usize) -> i64 {
+    const AFFINITY_INFO: u32 = 0xc400_0004;
+    let mut arguments = [0; 17];
+    arguments[0] = core as u64;
+    smccc::smc64(AFFINITY_INFO, arguments)[0].cast_signed()
+}
+
+/// Cores that this program has started.
 pub fn count() -> usize {
     STARTED.load(Ordering::Acquire)
 }
@@ -120,7 +178,7 @@ extern "C" fn secondary_main() -> ! {
     let core = current();
     gic::init_core(core);
     let mailbox = &MAILBOXES[core];
-    STARTED.fetch_add(1, Ordering::AcqRel);
+    ARRIVED[core].store(true, Ordering::Release);
     loop {
         while !mailbox.busy.load(Ordering::Acquire) {
             // SAFETY: waits for an interrupt, which is not taken. (`wfe` would do on hardware; an emulator spins on it.)

@@ -28,8 +28,17 @@ pub fn emit(record: &Record) {
     bytes.push(RECORD_SEPARATOR);
     bytes.extend_from_slice(&json);
     bytes.push(b'\n');
+    send(&bytes);
+}
+
+/// Sends a line of text. Before [`init`] it is lost.
+pub fn line(text: &str) {
+    send(alloc::format!("{text}\n").as_bytes());
+}
+
+fn send(bytes: &[u8]) {
     if let Some(uart) = UART.lock().as_mut() {
-        for byte in bytes {
+        for &byte in bytes {
             while uart.is_tx_fifo_full() {
                 core::hint::spin_loop();
             }

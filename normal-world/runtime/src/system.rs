@@ -158,7 +158,7 @@ fn ram_end() -> u64 {
 }
 
 /// The lendable banks as far as this machine has memory there, without this program's image.
-fn free_banks() -> Vec<(u64, u64)> {
+pub fn free_banks() -> Vec<(u64, u64)> {
     let (image, image_end) = (PAYLOAD_BASE, mmu::image_end_address());
     let ram_end = ram_end();
     let mut banks = vec![];

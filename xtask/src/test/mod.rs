@@ -1,5 +1,6 @@
 //! `test`: every suite, counted case by case.
 
+mod conformance;
 mod fuzz;
 mod host;
 mod kernels;
@@ -8,7 +9,7 @@ mod system;
 use crate::{interrupt, paths::Paths};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use std::{fmt, ops::AddAssign};
+use std::{fmt, ops::AddAssign, path::PathBuf};
 
 /// What `test` can be told.
 #[derive(Args, Clone, Debug)]
@@ -16,6 +17,9 @@ pub struct Options {
     /// The platform that the system tests boot.
     #[arg(long, default_value = "qemu-rme")]
     platform: String,
+    /// Write the report of the conformance suite here, as JSON.
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
     /// Only this suite; all of them but `fuzz` otherwise.
     suite: Option<Suite>,
     /// Only tests whose name contains this.
@@ -33,6 +37,8 @@ enum Suite {
     Kernels,
     /// The whole system, booted.
     System,
+    /// The rules that every port keeps, booted, case by case.
+    Conformance,
     /// The fuzz targets, briefly; only if asked for.
     Fuzz,
 }
@@ -58,6 +64,14 @@ impl Tally {
                 eprintln!("FAIL {name}: {error:#}");
             }
         }
+    }
+}
+
+impl Tally {
+    /// Counts a case that could not be run, and says why.
+    fn skip(&mut self, name: &str, why: &str) {
+        self.skipped += 1;
+        eprintln!("SKIP {name}: {why}");
     }
 }
 
@@ -93,6 +107,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
             Suite::Unit => host::unit(paths, filter),
             Suite::Kernels => kernels::run(paths, filter),
             Suite::System => system::run(paths, &options.platform, filter),
+            Suite::Conformance => conformance::run(paths, &options.platform, filter, options.json.as_deref()),
             Suite::Fuzz => fuzz::run(paths, filter),
         };
         interrupt::check()?;

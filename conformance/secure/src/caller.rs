@@ -1,0 +1,111 @@
+//! The loop of every core.
+
+use arm_ffa::FuncId;
+use core::arch::{asm, global_asm};
+use flexserve_abi::probe::{SECURE_CALLER, SECURE_REGISTERS, SecureOp};
+use smccc::smc64;
+
+type Registers = [u64; 18];
+
+/// FF-A v1.2.
+const VERSION: u64 = 1 << 16 | 2;
+/// `NOT_SUPPORTED` (DEN0077A v1.2, table 12.4).
+const NOT_SUPPORTED: u64 = -1_i64 as u64;
+/// Framework messages of the SPMD, in w2 (DEN0077A v1.2, section 18): bit 31 and a number.
+const FRAMEWORK: u64 = 1 << 31;
+const POWER_REQUEST: u64 = FRAMEWORK;
+const POWER_RESPONSE: u64 = FRAMEWORK | 2;
+const VERSION_REQUEST: u64 = FRAMEWORK | 8;
+const VERSION_RESPONSE: u64 = FRAMEWORK | 9;
+
+global_asm!(include_str!("entry.S"), primary = sym primary, secondary = sym secondary);
+
+unsafe extern "C" {
+    fn secure_secondary();
+    /// Reads or writes; answers ESR_ELx (0 if nothing faulted), and the value or FAR_ELx.
+    fn secure_access(address: u64, value: u64, write: bool) -> Outcome;
+}
+
+/// What became of an access, in x0 and x1.
+#[repr(C)]
+struct Outcome {
+    esr: u64,
+    value: u64,
+}
+
+extern "C" fn primary() -> ! {
+    smc(FuncId::SecondaryEpRegister64, &[secure_secondary as *const () as u64]);
+    serve()
+}
+
+extern "C" fn secondary() -> ! {
+    serve()
+}
+
+fn smc(function: FuncId, arguments: &[u64]) -> Registers {
+    let mut rest = [0; 17];
+    rest[..arguments.len()].copy_from_slice(arguments);
+    smc64(function.into(), rest)
+}
+
+/// Answers the SPMD's and the suite's messages for ever.
+fn serve() -> ! {
+    let mut kept = [0; SECURE_REGISTERS];
+    let mut call = smc(FuncId::MsgWait32, &[]);
+    loop {
+        call = match FuncId::try_from(call[0] as u32) {
+            Ok(FuncId::MsgSendDirectReq64) => {
+                let results = act(&call, &mut kept);
+                let swapped = call[1] << 16 & 0xffff_0000 | call[1] >> 16 & 0xffff;
+                let [a, b, c, d] = results;
+                smc(FuncId::MsgSendDirectResp64, &[swapped, 0, call[3], a, b, c, d])
+            }
+            Ok(FuncId::MsgSendDirectReq32) => {
+                let swapped = call[1] << 16 & 0xffff_0000 | call[1] >> 16 & 0xffff;
+                let (kind, value) = match call[2] & 0xffff_ffff {
+                    VERSION_REQUEST => (VERSION_RESPONSE, VERSION),
+                    POWER_REQUEST => (POWER_RESPONSE, 0),
+                    _ => (FRAMEWORK, NOT_SUPPORTED),
+                };
+                smc(FuncId::MsgSendDirectResp32, &[swapped, kind, value])
+            }
+            _ => smc(FuncId::Error32, &[0, NOT_SUPPORTED & 0xffff_ffff]),
+        };
+    }
+}
+
+/// Does what one message asks; answers x4 to x7.
+fn act(call: &Registers, kept: &mut [u64; SECURE_REGISTERS]) -> [u64; 4] {
+    let [a, b, c, d] = [call[4], call[5], call[6], call[7]];
+    let index = (call[3] >> 8) as usize & 0xff;
+    let four = kept.get_mut(index..).and_then(|rest| rest.first_chunk_mut::<4>());
+    match (SecureOp::from_code(call[3]), four) {
+        (Some(SecureOp::Hello), _) => [SECURE_CALLER, 0, 0, 0],
+        (Some(SecureOp::Put), Some(four)) => {
+            *four = [a, b, c, d];
+            [0; 4]
+        }
+        (Some(SecureOp::Get), Some(four)) => *four,
+        (Some(SecureOp::Call), _) => {
+            let mut arguments = [0; 17];
+            arguments.copy_from_slice(&kept[1..18]);
+            let answer = smc64(kept[0] as u32, arguments);
+            kept[..18].copy_from_slice(&answer);
+            [0; 4]
+        }
+        (Some(op @ (SecureOp::Read | SecureOp::Write)), _) => {
+            // SAFETY: none: this is the probe. A fault is answered; a write goes where the suite has memory of its own.
+            let outcome = unsafe { secure_access(a, b, op == SecureOp::Write) };
+            [outcome.esr, outcome.value, 0, 0]
+        }
+        _ => [u64::MAX; 4],
+    }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {
+        // SAFETY: a hint.
+        unsafe { asm!("wfi", options(nomem, nostack)) };
+    }
+}

@@ -1,0 +1,33 @@
+//! The rules, group by group.
+
+mod el3;
+mod ffa;
+mod lending;
+mod ownership;
+mod psci;
+mod realm;
+mod recall;
+mod registers;
+mod secure;
+mod smccc;
+
+use crate::{bench::Bench, suite::Cases};
+
+/// Every case that this boot can look at.
+pub fn all(bench: &Bench) -> Cases {
+    let mut cases = Cases::default();
+    if bench.has_proxy() {
+        secure::cases(&mut cases);
+        return cases;
+    }
+    smccc::cases(&mut cases);
+    registers::cases(&mut cases);
+    psci::cases(&mut cases);
+    el3::cases(&mut cases);
+    realm::cases(&mut cases);
+    ffa::cases(&mut cases);
+    lending::cases(&mut cases);
+    ownership::cases(&mut cases);
+    recall::cases(&mut cases);
+    cases
+}
