@@ -2,14 +2,21 @@
 
 use crate::{
     gpt_format::Layout,
-    gpt_range::{Tables, move_range},
-    protection::{GranuleProtection, Moved},
+    gpt_range::{Tables, move_ranges},
+    protection::{GranuleProtection, Moved, Range},
 };
 use core::{
     arch::asm,
     sync::atomic::{AtomicU64, Ordering},
 };
 use flexserve_abi::{GRANULE_SIZE, el3::Gpi};
+
+macro_rules! barrier {
+    ($instruction:literal) => {
+        // SAFETY: a barrier.
+        unsafe { asm!($instruction, options(nostack, preserves_flags)) }
+    };
+}
 
 /// Bytes that one bit of BL31's lock covers: `RME_GPT_BITLOCK_BLOCK` (1) times 512 MB.
 const LOCK_BYTES: u64 = 512 << 20;
@@ -32,11 +39,13 @@ impl GranuleProtectionTables {
         Self { invalidations: AtomicU64::new(0) }
     }
 
-    fn transfer(&self, base: u64, count: u64, from: Gpi, to: Gpi) -> Moved {
+    #[inline(always)]
+    fn transfer(&self, ranges: &[Range], from: Gpi, to: Gpi) -> Moved {
         let layout = layout();
         let locks = layout.level0_end() as *mut u8;
-        let access = Access { locks, line: cache_line(), invalidations: &self.invalidations };
-        move_range(&layout, &access, (base, count), from, to)
+        let lines = Lines { shift: line_shift(), tagged: has_tags() };
+        let access = Access { locks, lines, invalidations: &self.invalidations };
+        move_ranges(&layout, &access, ranges, from, to)
     }
 }
 
@@ -55,12 +64,14 @@ impl GranuleProtection for GranuleProtectionTables {
         layout().owner(base, read)
     }
 
-    fn lend(&self, base: u64, count: u64) -> Moved {
-        self.transfer(base, count, Gpi::NonSecure, Gpi::Secure)
+    #[inline(never)]
+    fn lend(&self, ranges: &[Range]) -> Moved {
+        self.transfer(ranges, Gpi::NonSecure, Gpi::Secure)
     }
 
-    fn give_back(&self, base: u64, count: u64) -> Moved {
-        self.transfer(base, count, Gpi::Secure, Gpi::NonSecure)
+    #[inline(never)]
+    fn give_back(&self, ranges: &[Range]) -> Moved {
+        self.transfer(ranges, Gpi::Secure, Gpi::NonSecure)
     }
 }
 
@@ -68,8 +79,7 @@ impl GranuleProtection for GranuleProtectionTables {
 struct Access<'a> {
     /// BL31 keeps its locks, a bit for each 512 MB, behind the level-0 table.
     locks: *mut u8,
-    /// Bytes of the smallest data cache line.
-    line: u64,
+    lines: Lines,
     invalidations: &'a AtomicU64,
 }
 
@@ -102,40 +112,66 @@ impl Tables for Access<'_> {
         unsafe { bit_unlock(lock, mask) }
     }
 
-    fn invalidate(&self, base: u64, bytes: u64) {
-        self.invalidations.fetch_add(1, Ordering::Relaxed);
-        let operand = range_operand(base, bytes);
-        // SAFETY: TLBI RPALOS (Arm DDI 0487, C5.5) drops cached copies of entries, which are always correct to drop.
-        unsafe {
-            asm!("dsb oshst", "sys #6, c8, c4, #7, {}", "dsb osh", in(reg) operand, options(nostack, preserves_flags));
+    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
+        self.invalidations.fetch_add(ranges.len() as u64, Ordering::Relaxed);
+        barrier!("dsb oshst");
+        for range in ranges {
+            let operand = range_operand(&range);
+            // SAFETY: TLBI RPALOS (Arm DDI 0487, C5.5) drops cached copies of entries, which are always correct to drop.
+            unsafe { asm!("sys #6, c8, c4, #7, {}", in(reg) operand, options(nostack, preserves_flags)) };
         }
+        barrier!("dsb osh");
     }
 
-    fn flush(&self, base: u64, bytes: u64, pas: Gpi) {
-        let line = self.line;
+    fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
         // Bit 63 is NS, bit 62 NSE: Secure 00, Non-secure 10.
-        let space = if pas == Gpi::NonSecure { 1 << 63 } else { 0 };
-        let mut at = base | space;
-        for _ in 0..bytes / (4 * line) {
-            // SAFETY: DC CIPAPA (Arm DDI 0487, C5.3) writes back and drops lines; it changes no data.
-            unsafe {
-                asm!(
-                    "sys #6, c7, c14, #1, {at}",
-                    "add {at}, {at}, {line}",
-                    "sys #6, c7, c14, #1, {at}",
-                    "add {at}, {at}, {line}",
-                    "sys #6, c7, c14, #1, {at}",
-                    "add {at}, {at}, {line}",
-                    "sys #6, c7, c14, #1, {at}",
-                    "add {at}, {at}, {line}",
-                    at = inout(reg) at,
-                    line = in(reg) line,
-                    options(nostack, preserves_flags),
-                );
+        let space = if space == Gpi::NonSecure { 1 << 63 } else { 0 };
+        for range in ranges {
+            if self.lines.tagged {
+                self.lines.flush::<CIGDPAPA>(range.base | space, range.count);
+            } else {
+                self.lines.flush::<CIPAPA>(range.base | space, range.count);
             }
         }
-        // SAFETY: a barrier.
-        unsafe { asm!("dsb osh", options(nostack, preserves_flags)) }
+        barrier!("dsb osh");
+    }
+}
+
+/// `op2` of DC CIPAPA (Arm DDI 0487, C5.3).
+const CIPAPA: u8 = 1;
+/// `op2` of DC CIGDPAPA, which does the same for data and allocation tags.
+const CIGDPAPA: u8 = 5;
+
+/// What cache maintenance has to know of the machine.
+struct Lines {
+    /// log2 of the bytes of the smallest data cache line.
+    shift: u32,
+    /// Memory has allocation tags, which are cached like data.
+    tagged: bool,
+}
+
+impl Lines {
+    /// Writes back and drops the lines of `count` granules, which are some, at an address that names its space.
+    fn flush<const OP2: u8>(&self, at: u64, count: u64) {
+        // Sixteen lines a turn.
+        let turns = count << (GRANULE_SIZE.trailing_zeros() - 4 - self.shift);
+        // SAFETY: it changes no data.
+        unsafe {
+            asm!(
+                "2:",
+                ".rept 16",
+                "sys #6, c7, c14, #{op2}, {at}",
+                "add {at}, {at}, {bytes}",
+                ".endr",
+                "subs {turns}, {turns}, #1",
+                "b.ne 2b",
+                op2 = const OP2,
+                at = inout(reg) at => _,
+                turns = inout(reg) turns => _,
+                bytes = in(reg) 1_u64 << self.shift,
+                options(nostack),
+            );
+        }
     }
 }
 
@@ -154,19 +190,28 @@ fn layout() -> Layout {
     Layout::new(gptbr, gpccr)
 }
 
-/// Bytes of the smallest data cache line, a power of two from 16 to 1024 (CTR_EL0.DminLine).
-fn cache_line() -> u64 {
+/// log2 of the bytes of the smallest data cache line (CTR_EL0.DminLine); 8 for a larger one.
+fn line_shift() -> u32 {
     let ctr: u64;
     // SAFETY: reads CTR_EL0.
     unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
-    (4 << (ctr >> 16 & 0xf)).min(GRANULE_SIZE as u64 / 4)
+    (2 + (ctr >> 16 & 0xf) as u32).min(8)
 }
 
-/// Operand of TLBI RPALOS for the smallest aligned range that holds `bytes` at `base`: the size's code in bits [47:44], the
-/// address in 4 KB in bits [39:0].
-fn range_operand(base: u64, bytes: u64) -> u64 {
+/// Whether the CPU has allocation tags in memory (FEAT_MTE2, ID_AA64PFR1_EL1.MTE).
+fn has_tags() -> bool {
+    let features: u64;
+    // SAFETY: reads ID_AA64PFR1_EL1.
+    unsafe { asm!("mrs {}, id_aa64pfr1_el1", out(reg) features, options(nomem, nostack, preserves_flags)) };
+    features >> 8 & 0xf >= 2
+}
+
+/// Operand of TLBI RPALOS for the smallest aligned range that holds this one: the size's code in bits [47:44], the address
+/// in 4 KB in bits [39:0].
+fn range_operand(range: &Range) -> u64 {
     const SIZES: [u32; 7] = [12, 14, 16, 21, 25, 29, 30];
-    let last = base + bytes - 1;
-    let code = SIZES.iter().position(|shift| base >> shift == last >> shift).unwrap_or(SIZES.len() - 1);
-    (code as u64) << 44 | (base >> SIZES[code] << SIZES[code]) >> 12
+    let last = range.base + range.count * GRANULE_SIZE as u64 - 1;
+    let needed = u64::BITS - (range.base ^ last).leading_zeros();
+    let code = SIZES.iter().position(|shift| needed <= *shift).unwrap_or(SIZES.len() - 1);
+    (code as u64) << 44 | (range.base >> SIZES[code] << SIZES[code]) >> 12
 }

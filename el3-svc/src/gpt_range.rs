@@ -1,26 +1,40 @@
-//! Moves ranges of granules in granule protection tables (Arm DDI 0487, sections D9.2 and D9.3).
+//! Moves ranges of granules in granule protection tables (Arm DDI 0487, sections D9.2 to D9.5).
 //!
-//! One lock, one fill, one TLB invalidation and one pass of cache maintenance for each 2 MB block that a range touches.
-//! Contiguous descriptors are shattered when a part of their block moves, and made again when a block becomes uniform:
-//! the same descriptors that TF-A's own library makes, which changes other granules of the same tables.
+//! Ranges are cut at 2 MB blocks, and the pieces move in waves: under one lock, with one TLB invalidation for each piece and
+//! one wait for all of them, and one pass of cache maintenance. Contiguous descriptors are shattered when a part of their
+//! block moves, and made again when a block becomes uniform: the same descriptors that TF-A's own library makes, which
+//! changes other granules of the same tables.
 //!
 //! Why the order is what it is, for caches that hold lines by physical address space:
 //! - to the Secure world: once no access by the old address space can hit any more (invalidation), its lines are written
 //!   back and dropped, so that none is written over the new owner's data later;
 //! - to the normal world: nobody has access while the Secure lines, the zeroes of the scrub among them, are written back,
-//!   so that the normal world never sees what memory held before the scrub.
+//!   so that the normal world never sees what memory held before the scrub, and no line is left that could be written
+//!   over its data, or a Realm's, later.
+//!
+//! A line of an address space is made only by an access that its GPI permits. So a granule has no lines but its owner's: none
+//! of the space that it moves *to*, which needs no maintenance. A move to the normal world takes two invalidations: TLBs may
+//! hold a "no access" like any valid entry (D9.5, rules QBKYP and JMYRB), and would fault accesses of the new owner.
 #![forbid(unsafe_code)]
 
 use crate::{
     gpt_format::{Contiguous, Layout, Level1},
-    protection::{MoveError, Moved},
+    protection::{MoveError, Moved, Range},
 };
-use flexserve_abi::{GRANULE_SIZE, el3::Gpi};
+use flexserve_abi::{
+    GRANULE_SIZE,
+    el3::{Gpi, LIST_LIMIT},
+};
+use heapless::Vec;
 
 const GRANULE: u64 = GRANULE_SIZE as u64;
 /// Bytes that one level-1 entry covers.
 const ENTRY: u64 = 16 * GRANULE;
 const BLOCK: u64 = Contiguous::Block2M.bytes();
+/// Bytes whose entries change under one lock, at least.
+const LOCKED: u64 = Contiguous::Block512M.bytes();
+/// Most pieces that move together.
+const WAVE: usize = LIST_LIMIT;
 
 /// The tables in memory, and the instructions that make a change of theirs known.
 pub trait Tables {
@@ -28,154 +42,211 @@ pub trait Tables {
     fn read(&self, address: u64) -> u64;
     /// Writes the entry at an address.
     fn write(&self, address: u64, entry: u64);
-    /// Takes the lock under which the entries for `base` change.
+    /// Takes the lock under which the entries for the 512 MB around `base` change.
     fn lock(&self, base: u64);
     /// Releases it.
     fn unlock(&self, base: u64);
-    /// Waits for the writes and drops what any core or device has cached of the entries for `bytes` at `base`.
-    fn invalidate(&self, base: u64, bytes: u64);
-    /// Writes back and drops, to the point of physical aliasing, all lines of `bytes` at `base` in one address space.
-    fn flush(&self, base: u64, bytes: u64, pas: Gpi);
+    /// Waits for the writes, drops what any core or device has cached of the entries for these ranges, and waits for that.
+    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>);
+    /// Writes back and drops, to the point of physical aliasing, all lines of these ranges in one address space, and waits
+    /// for that.
+    fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi);
 }
 
-/// Moves `count` granules from `base` on, in order, until one does not belong to `from`.
-pub fn move_range(
-    layout: &Layout,
-    tables: &impl Tables,
-    (base, count): (u64, u64),
-    from: Gpi,
-    to: Gpi,
-) -> Moved {
-    let mut done = 0;
-    while done < count {
-        let start = base + done * GRANULE;
-        let in_block = (BLOCK - start % BLOCK) / GRANULE;
-        let wanted = in_block.min(count - done);
-        tables.lock(start);
-        let moved = layout
-            .level1(start, |address| tables.read(address))
-            .ok_or(MoveError::NotCovered)
-            .map(|table| Block { tables, table, start }.transfer(wanted, from, to));
-        tables.unlock(start);
-        match moved {
-            Ok(n) => {
-                done += n;
-                if n < wanted {
-                    return Moved { done, error: Some(MoveError::NotOwned) };
-                }
-            }
-            Err(error) => return Moved { done, error: Some(error) },
+/// Moves granules, in order, until one does not belong to `from`.
+///
+/// The lock of a region is held for at most [`WAVE`] pieces at a time. How many granules those have, the caller bounds.
+#[inline(always)]
+pub fn move_ranges(layout: &Layout, tables: &impl Tables, ranges: &[Range], from: Gpi, to: Gpi) -> Moved {
+    let mut pieces = Pieces::of(ranges);
+    let mut moved = Moved { done: 0, error: None };
+    while let (Some(Range { base, .. }), None) = (pieces.peek(), moved.error) {
+        tables.lock(base);
+        match layout.level1(base, |address| tables.read(address)) {
+            Some(table) => Region { tables, table, base }.transfer(&mut pieces, from, to, &mut moved),
+            None => moved.error = Some(MoveError::NotCovered),
+        }
+        tables.unlock(base);
+    }
+    moved
+}
+
+/// Ranges, cut at the ends of 2 MB blocks.
+struct Pieces<'a> {
+    /// What is left of the present range.
+    current: Range,
+    rest: core::slice::Iter<'a, Range>,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(ranges: &'a [Range]) -> Self {
+        let mut pieces = Self { current: Range { base: 0, count: 0 }, rest: ranges.iter() };
+        pieces.advance(0);
+        pieces
+    }
+
+    /// The next piece.
+    fn peek(&self) -> Option<Range> {
+        let Range { base, count } = self.current;
+        (count != 0).then(|| Range { base, count: count.min((BLOCK - base % BLOCK) / GRANULE) })
+    }
+
+    /// Leaves `count` granules, at most the next piece, behind.
+    fn advance(&mut self, count: u64) {
+        self.current.base += count * GRANULE;
+        self.current.count -= count;
+        if self.current.count == 0 {
+            self.current = self.rest.next().copied().unwrap_or(self.current);
         }
     }
-    Moved { done, error: None }
 }
 
-/// The granules of one 2 MB block, from `start` on.
-struct Block<'a, T> {
+/// A piece that is no longer its old owner's.
+struct Taken {
+    range: Range,
+    /// What TLBs may hold entries for that are not true any more.
+    stale: Range,
+}
+
+/// 512 MB under one lock, which is held.
+struct Region<'a, T> {
     tables: &'a T,
     table: Level1,
-    start: u64,
+    /// An address in it.
+    base: u64,
 }
 
-impl<T: Tables> Block<'_, T> {
-    /// Moves those of the first `wanted` granules that belong to `from`, up to the first that does not.
-    fn transfer(&self, wanted: u64, from: Gpi, to: Gpi) -> u64 {
-        let count = self.owned(wanted, from);
-        if count == 0 {
-            return 0;
-        }
-        let bytes = count * GRANULE;
-        self.shatter(bytes);
-        if to == Gpi::NonSecure {
-            self.fill(bytes, Gpi::NoAccess);
-            self.tables.invalidate(self.start, bytes);
-            self.tables.flush(self.start, bytes, from);
-        }
-        self.fill(bytes, to);
-        let (base, changed) = self.fuse(to).unwrap_or((self.start, bytes));
-        self.tables.invalidate(base, changed);
-        if to != Gpi::NonSecure {
-            self.tables.flush(self.start, bytes, from);
-        }
-        count
-    }
-
-    fn read(&self, address: u64) -> u64 {
-        self.tables.read(self.table.entry(address))
-    }
-
-    /// How many of the first `wanted` granules, counted up to the first other one, belong to `owner`. At most 32 turns.
-    fn owned(&self, wanted: u64, owner: Gpi) -> u64 {
-        let end = self.start + wanted * GRANULE;
-        let mut at = self.start;
-        while at < end {
-            let entry = self.read(at);
-            let granules = match Contiguous::of(entry) {
-                Some(_) => uniform((entry >> 4 & 0xf) as u8),
-                None => entry,
-            };
-            let first = at / GRANULE % 16;
-            let other = (granules ^ uniform(owner as u8)) >> (first * 4);
-            let same = (u64::from(other.trailing_zeros()) / 4).min(16 - first);
-            at += same * GRANULE;
-            if same < 16 - first {
+impl<T: Tables> Region<'_, T> {
+    /// Moves pieces, up to the first that another region has, or up to a granule that does not belong to `from`.
+    #[inline(always)]
+    fn transfer(&self, pieces: &mut Pieces, from: Gpi, to: Gpi, moved: &mut Moved) {
+        let to_normal = to == Gpi::NonSecure;
+        let mut taken = Vec::<Taken, WAVE>::new();
+        while let Some(piece) = pieces.peek().filter(|piece| piece.base / LOCKED == self.base / LOCKED) {
+            let count = self.take(piece, from, if to_normal { Gpi::NoAccess } else { to });
+            let range = Range { base: piece.base, count };
+            if count != 0 && taken.push(Taken { range, stale: range }).is_ok() {
+                moved.done += count;
+                pieces.advance(count);
+            }
+            if count < piece.count {
+                moved.error = Some(MoveError::NotOwned);
+            }
+            if count < piece.count || taken.is_full() {
                 break;
             }
         }
-        (at.min(end) - self.start) / GRANULE
+        if taken.is_empty() {
+            return;
+        }
+        if to_normal {
+            self.tables.invalidate(taken.iter().map(|piece| piece.stale));
+            self.tables.flush(taken.iter().map(|piece| piece.range), from);
+            for piece in &taken {
+                self.give(piece.range, to);
+            }
+        }
+        for piece in &mut taken {
+            if let Some(made) = self.fuse(piece.range.base, to) {
+                piece.stale = made;
+            }
+        }
+        self.tables.invalidate(taken.iter().map(|piece| piece.stale));
+        if !to_normal {
+            self.tables.flush(taken.iter().map(|piece| piece.range), from);
+        }
     }
 
-    /// Writes `gpi` for `bytes` from the start, as granule entries. At most 32 turns.
-    fn fill(&self, bytes: u64, gpi: Gpi) {
-        let end = self.start + bytes;
-        let mut at = self.start;
+    /// Gives those granules of a piece that belong to `from`, up to the first that does not, to `to`, as granule entries.
+    /// Answers how many. At most 32 turns.
+    fn take(&self, piece: Range, from: Gpi, to: Gpi) -> u64 {
+        let first = self.tables.read(self.table.entry(piece.base));
+        if Contiguous::of(first).is_some() {
+            if first >> 4 & 0xf != from as u64 {
+                return 0;
+            }
+            self.shatter(piece.base);
+        }
+        let difference = uniform(from as u8 ^ to as u8);
+        let end = piece.base + piece.count * GRANULE;
+        let mut at = piece.base;
         while at < end {
-            let next = (at / ENTRY + 1) * ENTRY;
-            let keep = !mask(at, next.min(end));
-            let old = if keep == 0 { 0 } else { self.read(at) };
-            self.tables.write(self.table.entry(at), old & keep | uniform(gpi as u8) & !keep);
+            let next = ((at / ENTRY + 1) * ENTRY).min(end);
+            let address = self.table.entry(at);
+            let entry = self.tables.read(address);
+            let wanted = mask(at, next);
+            let other = (entry ^ uniform(from as u8)) & wanted;
+            if other == 0 {
+                self.tables.write(address, entry ^ difference & wanted);
+                at = next;
+                continue;
+            }
+            // Up to the first granule that is not `from`'s.
+            let below = other.trailing_zeros() & !3;
+            self.tables.write(address, entry ^ difference & wanted & ((1 << below) - 1));
+            at = (at & !(ENTRY - 1)) + u64::from(below / 4) * GRANULE;
+            break;
+        }
+        (at - piece.base) / GRANULE
+    }
+
+    /// Gives a piece that is nobody's to `to`. At most 32 turns.
+    fn give(&self, piece: Range, to: Gpi) {
+        let end = piece.base + piece.count * GRANULE;
+        let mut at = piece.base;
+        while at < end {
+            let next = ((at / ENTRY + 1) * ENTRY).min(end);
+            let address = self.table.entry(at);
+            self.tables.write(address, self.tables.read(address) | uniform(to as u8) & mask(at, next));
             at = next;
         }
     }
 
-    /// Makes sure that no contiguous descriptor reaches past the `bytes` that will change. At most 8192 + 512 + 32 writes.
+    /// Leaves no contiguous descriptor at `address`. At most 8192 + 512 + 32 writes.
     ///
-    /// What TLBs hold of the larger block stays true but for those bytes, whose invalidation drops it.
-    fn shatter(&self, bytes: u64) {
+    /// What TLBs hold of the larger block stays true but for the granules that move, whose invalidation drops it.
+    #[inline(never)]
+    fn shatter(&self, address: u64) {
         for (size, part) in [
             (Contiguous::Block512M, Some(Contiguous::Block32M)),
             (Contiguous::Block32M, Some(Contiguous::Block2M)),
             (Contiguous::Block2M, None),
         ] {
-            let entry = self.read(self.start);
-            if Contiguous::of(entry) != Some(size) || bytes == size.bytes() {
-                continue;
+            let entry = self.tables.read(self.table.entry(address));
+            if Contiguous::of(entry) == Some(size) {
+                let gpi = (entry >> 4 & 0xf) as u8;
+                let base = address & !(size.bytes() - 1);
+                self.write_block(base, size, part.map_or(uniform(gpi), |part| part.descriptor(gpi)));
             }
-            let gpi = (entry >> 4 & 0xf) as u8;
-            let base = self.start & !(size.bytes() - 1);
-            self.write_block(base, size, part.map_or(uniform(gpi), |part| part.descriptor(gpi)));
         }
     }
 
-    /// Replaces the entries of the block by a contiguous descriptor if all its granules are `gpi`'s, and so on upwards.
-    /// Answers the base and size of the largest block that was made. At most 32 + 15 + 15 reads.
-    fn fuse(&self, gpi: Gpi) -> Option<(u64, u64)> {
-        let mut made = None;
+    /// Replaces the entries of the block around `address` by a contiguous descriptor if all its granules are `gpi`'s, and so
+    /// on upwards. Answers the largest block that was made. At most 2 + 32 + 16 + 16 reads and 32 + 512 + 8192 writes.
+    fn fuse(&self, address: u64, gpi: Gpi) -> Option<Range> {
+        // These two say no most of the time. Moves mostly go upwards: what still differs is at the end of the block.
+        let whole = |address| self.tables.read(self.table.entry(address)) == uniform(gpi as u8);
+        if whole(address) && whole(address | (BLOCK - 1)) { self.fuse_blocks(address, gpi) } else { None }
+    }
+
+    #[inline(never)]
+    fn fuse_blocks(&self, address: u64, gpi: Gpi) -> Option<Range> {
         let mut whole = uniform(gpi as u8);
+        let mut made = None;
         let mut part = 1;
         for size in [Contiguous::Block2M, Contiguous::Block32M, Contiguous::Block512M] {
-            let base = self.start & !(size.bytes() - 1);
+            let base = address & !(size.bytes() - 1);
             let entries = size.bytes() / ENTRY;
             let first = self.table.entry(base);
             if !self.table.covers(size.bytes())
-                || !(0..entries).step_by(part).all(|i| self.tables.read(first + i * 8) == whole)
+                || !(0..entries / part).all(|i| self.tables.read(first + i * part * 8) == whole)
             {
                 break;
             }
             whole = size.descriptor(gpi as u8);
-            part = entries as usize;
+            part = entries;
             self.write_block(base, size, whole);
-            made = Some((base, size.bytes()));
+            made = Some(Range { base, count: size.bytes() / GRANULE });
         }
         made
     }
@@ -188,16 +259,14 @@ impl<T: Tables> Block<'_, T> {
     }
 }
 
-/// Sixteen granules of one GPI.
+/// Sixteen granules of one GPI, or sixteen differences of two.
 const fn uniform(gpi: u8) -> u64 {
     gpi as u64 * 0x1111_1111_1111_1111
 }
 
-/// The bits, within one entry, of the granules from `start` to before `end`.
+/// The bits, within one entry, of the granules from `start` to before `end`: at least one, at most sixteen.
 const fn mask(start: u64, end: u64) -> u64 {
-    let granules = (end - start) / GRANULE;
-    let ones = if granules == 16 { u64::MAX } else { (1 << (granules * 4)) - 1 };
-    ones << (start / GRANULE % 16 * 4)
+    u64::MAX >> (64 - (end - start) / GRANULE * 4) << (start / GRANULE % 16 * 4)
 }
 
 #[cfg(test)]
@@ -259,7 +328,11 @@ mod tests {
 
         fn move_range(&self, base: u64, count: u64, to: Gpi) -> Moved {
             let from = if to == Gpi::Secure { Gpi::NonSecure } else { Gpi::Secure };
-            let moved = move_range(&Self::layout(), self, (base, count), from, to);
+            self.move_ranges(&[Range { base, count }], from, to)
+        }
+
+        fn move_ranges(&self, ranges: &[Range], from: Gpi, to: Gpi) -> Moved {
+            let moved = move_ranges(&Self::layout(), self, ranges, from, to);
             assert!(!*self.locked.borrow());
             moved
         }
@@ -287,21 +360,26 @@ mod tests {
             assert!(self.locked.replace(false));
         }
 
-        fn invalidate(&self, base: u64, bytes: u64) {
-            self.invalidations.borrow_mut().push((base, bytes));
-            self.tlb.borrow_mut().retain(|at, (size, _)| *at + *size <= base || base + bytes <= *at);
+        fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
+            for Range { base, count } in ranges {
+                let bytes = count * GRANULE;
+                self.invalidations.borrow_mut().push((base, bytes));
+                self.tlb.borrow_mut().retain(|at, (size, _)| *at + *size <= base || base + bytes <= *at);
+            }
         }
 
-        fn flush(&self, base: u64, bytes: u64, pas: Gpi) {
-            for granule in (base..base + bytes).step_by(GRANULE_SIZE) {
-                assert_ne!(
-                    self.owner(granule),
-                    pas,
-                    "lines could come back while the old owner still has access"
-                );
+        fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
+            for Range { base, count } in ranges {
+                for granule in (0..count).map(|i| base + i * GRANULE) {
+                    assert_ne!(
+                        self.owner(granule),
+                        space,
+                        "lines could come back while the old owner still has access"
+                    );
+                }
+                self.flushed.borrow_mut().push((base, count * GRANULE, space));
             }
             self.assert_no_stale_tlb_entry();
-            self.flushed.borrow_mut().push((base, bytes, pas));
         }
     }
 
@@ -314,6 +392,34 @@ mod tests {
         assert_eq!(*fake.invalidations.borrow(), [(MEMORY, BLOCK)]);
         assert_eq!(*fake.flushed.borrow(), [(MEMORY, BLOCK, Gpi::NonSecure)]);
         assert_eq!(fake.read(LEVEL1), Contiguous::Block2M.descriptor(Gpi::Secure as u8));
+    }
+
+    #[test]
+    fn a_list_moves_in_waves_and_what_it_completes_becomes_a_block() {
+        let fake = Fake::new(BLOCKS);
+        let granule = |i: u64| Range { base: MEMORY + i * GRANULE, count: 1 };
+        let odd: std::vec::Vec<_> = (0..20).map(|i| granule(2 * i + 1)).collect();
+        assert_eq!(fake.move_ranges(&odd, Gpi::NonSecure, Gpi::Secure), Moved { done: 20, error: None });
+        assert_eq!(fake.invalidations.borrow().len(), 20);
+        assert_eq!(fake.owner(MEMORY + GRANULE), Gpi::Secure);
+        assert_eq!(fake.owner(MEMORY), Gpi::NonSecure);
+        let stops = [granule(41), granule(3), granule(43)];
+        let moved = fake.move_ranges(&stops, Gpi::NonSecure, Gpi::Secure);
+        assert_eq!(moved, Moved { done: 1, error: Some(MoveError::NotOwned) });
+        fake.move_range(MEMORY + 41 * GRANULE, 1, Gpi::NonSecure);
+        let back: std::vec::Vec<_> = odd.iter().rev().copied().collect();
+        assert_eq!(fake.move_ranges(&back, Gpi::Secure, Gpi::NonSecure).done, 20);
+        assert!(fake.entries.borrow().iter().all(|entry| *entry == BLOCKS));
+    }
+
+    #[test]
+    fn another_owners_block_stays_a_block() {
+        let realm = Contiguous::Block2M.descriptor(Gpi::Realm as u8);
+        let fake = Fake::new(realm);
+        let moved = fake.move_range(MEMORY + GRANULE, 1, Gpi::Secure);
+        assert_eq!(moved, Moved { done: 0, error: Some(MoveError::NotOwned) });
+        assert!(fake.entries.borrow().iter().all(|entry| *entry == realm));
+        assert!(fake.invalidations.borrow().is_empty());
     }
 
     #[test]

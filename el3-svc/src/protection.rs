@@ -3,6 +3,15 @@
 
 use flexserve_abi::el3::Gpi;
 
+/// Whole granules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Address of the first.
+    pub base: u64,
+    /// How many.
+    pub count: u64,
+}
+
 /// Why a granule did not move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MoveError {
@@ -19,6 +28,21 @@ pub struct Moved {
     pub done: u64,
     /// Why the next one did not, unless all did.
     pub error: Option<MoveError>,
+}
+
+impl Moved {
+    /// Moves ranges one after the other, up to the first that does not move whole.
+    pub fn one_by_one(ranges: &[Range], mut each: impl FnMut(Range) -> Self) -> Self {
+        let mut sum = Self { done: 0, error: None };
+        for range in ranges {
+            let moved = each(*range);
+            sum = Self { done: sum.done + moved.done, error: moved.error };
+            if sum.error.is_some() {
+                break;
+            }
+        }
+        sum
+    }
 }
 
 /// A mechanism that keeps worlds out of granules.
@@ -40,11 +64,11 @@ pub trait GranuleProtection {
     /// Who may access the granule at `base`. `None` where the mechanism does not cover it.
     fn owner(&self, base: u64) -> Option<Gpi>;
 
-    /// Moves `count` granules from `base` on from the normal to the Secure world, in order, up to the first that cannot.
+    /// Moves ranges from the normal to the Secure world, in order, up to the first granule that cannot.
     /// When it returns, no observer in another world, on any core, can read, write or execute those that moved.
-    fn lend(&self, base: u64, count: u64) -> Moved;
+    fn lend(&self, ranges: &[Range]) -> Moved;
 
-    /// Moves `count` granules from `base` on from the Secure to the normal world, in order, up to the first that cannot.
+    /// Moves ranges from the Secure to the normal world, in order, up to the first granule that cannot.
     /// What the Secure world wrote last is what the normal world reads.
-    fn give_back(&self, base: u64, count: u64) -> Moved;
+    fn give_back(&self, ranges: &[Range]) -> Moved;
 }

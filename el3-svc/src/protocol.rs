@@ -1,13 +1,14 @@
 //! The calls of [`flexserve_abi::el3`]: who may make them, what they check, what they answer.
 #![forbid(unsafe_code)]
 
-use crate::protection::{GranuleProtection, MoveError};
+use crate::protection::{GranuleProtection, MoveError, Range};
 use core::sync::atomic::{AtomicU64, Ordering};
 use flexserve_abi::{
     GRANULE_SIZE,
     el3::{BATCH_LIMIT, Counter, Feature, Gpi, LIST_LIMIT, Status, VERSION, fid},
 };
 use flexserve_platform::Region;
+use heapless::Vec;
 
 /// The world that made a call, as its exception to EL3 says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,16 +61,21 @@ impl<P: GranuleProtection> Service<P> {
 
     /// Answers one call. Takes bounded time: at most [`BATCH_LIMIT`] granules move.
     ///
-    /// What moves granules is kept out of line, so that a call that does not pays nothing for it (`bench smc`).
+    /// VERSION comes first and all others out of line, so that a call that does nothing pays for nothing (`bench smc`).
+    #[inline]
     pub fn handle(&self, caller: Caller, call: Call) -> Reply {
-        let [x1, x2, x3, ..] = *call.args;
+        if call.fid == fid::VERSION { Reply(u64::from(VERSION), 0) } else { self.serve(caller, call) }
+    }
+
+    #[inline(never)]
+    fn serve(&self, caller: Caller, call: Call) -> Reply {
+        let args = call.args;
         let reply = match (call.fid, caller) {
-            (fid::VERSION, _) => Reply(u64::from(VERSION), 0),
-            (fid::FEATURES, _) => self.feature(x1),
-            (fid::GRANULE_SET, Caller::Secure) => self.granule_set(x1, x2, x3),
-            (fid::GRANULE_SET_LIST, Caller::Secure) => self.granule_set_list(x1, &call.args[1..]),
-            (fid::GRANULE_GET, Caller::Secure | Caller::NonSecure) => self.granule_get(caller, x1),
-            (fid::STATS, _) => self.stats(x1),
+            (fid::FEATURES, _) => self.feature(args[0]),
+            (fid::GRANULE_SET, Caller::Secure) => self.granule_set(args[0], args[1], args[2]),
+            (fid::GRANULE_SET_LIST, Caller::Secure) => self.granule_set_list(args[0], &args[1..]),
+            (fid::GRANULE_GET, Caller::Secure | Caller::NonSecure) => self.granule_get(caller, args[0]),
+            (fid::STATS, _) => self.stats(args[0]),
             _ => Status::NotSupported.into(),
         };
         if reply.0.cast_signed() < 0 && reply.0 != Status::Incomplete.code() {
@@ -103,9 +109,8 @@ impl<P: GranuleProtection> Service<P> {
         }
     }
 
-    #[inline(never)]
     fn granule_get(&self, caller: Caller, base: u64) -> Reply {
-        if Range::check(base, 1, self.lendable).is_none() {
+        if check(base, 1, self.lendable).is_none() {
             return Status::InvalidParameters.into();
         }
         match self.protection.owner(base) {
@@ -119,57 +124,56 @@ impl<P: GranuleProtection> Service<P> {
         self.counters[counter as usize].fetch_add(n, Ordering::Relaxed);
     }
 
-    #[inline(never)]
     fn granule_set(&self, base: u64, count: u64, attributes: u64) -> Reply {
-        match (Target::check(attributes), Range::check(base, count, self.lendable)) {
-            (Some(target), Some(range)) => self.transfer(target, &[range]),
+        match (Target::check(attributes), check(base, count, self.lendable)) {
+            (Some(target), Some(range)) => {
+                let count = range.count.min(BATCH_LIMIT);
+                self.transfer(target, &[Range { count, ..range }], count < range.count)
+            }
             _ => Status::InvalidParameters.into(),
         }
     }
 
-    #[inline(never)]
     fn granule_set_list(&self, attributes: u64, list: &[u64]) -> Reply {
         const COUNT: u64 = GRANULE_SIZE as u64 - 1;
-        let mut ranges = [Range { base: 0, count: 0 }; LIST_LIMIT];
-        let mut used = 0;
-        for (proven, word) in ranges.iter_mut().zip(list.iter().take_while(|word| **word != 0)) {
-            match Range::check(word & !COUNT, word & COUNT, self.lendable) {
-                Some(range) => *proven = range,
-                None => return Status::InvalidParameters.into(),
+        let mut ranges = Vec::<Range, LIST_LIMIT>::new();
+        let mut room = BATCH_LIMIT;
+        let mut more = false;
+        for word in list.iter().take(LIST_LIMIT).take_while(|word| **word != 0) {
+            let Some(range) = check(word & !COUNT, word & COUNT, self.lendable) else {
+                return Status::InvalidParameters.into();
+            };
+            let count = range.count.min(room);
+            room -= count;
+            more |= count < range.count;
+            if count != 0 {
+                // As many as there are words at most.
+                let _ = ranges.push(Range { count, ..range });
             }
-            used += 1;
         }
         match Target::check(attributes) {
-            Some(target) if used > 0 => self.transfer(target, &ranges[..used]),
+            Some(target) if !ranges.is_empty() => self.transfer(target, &ranges, more),
             _ => Status::InvalidParameters.into(),
         }
     }
 
-    /// Moves ranges in order, up to the batch limit.
-    fn transfer(&self, target: Target, ranges: &[Range]) -> Reply {
-        let mut done = 0;
-        let mut status = Status::Success;
-        for range in ranges {
-            let wanted = range.count.min(BATCH_LIMIT - done);
-            let moved = match target {
-                Target::Secure => self.protection.lend(range.base, wanted),
-                Target::NonSecure => self.protection.give_back(range.base, wanted),
-            };
-            done += moved.done;
-            status = match moved.error {
-                Some(MoveError::NotOwned) => Status::Denied,
-                Some(MoveError::NotCovered) => Status::InvalidParameters,
-                None if wanted < range.count => Status::Incomplete,
-                None => continue,
-            };
-            break;
-        }
-        if done > 0 {
-            let counter = if target == Target::Secure { Counter::Lent } else { Counter::Returned };
-            self.count(counter, done);
+    /// Moves ranges in order, [`BATCH_LIMIT`] granules at most, of which there are `more` for the next call.
+    fn transfer(&self, target: Target, ranges: &[Range], more: bool) -> Reply {
+        let (moved, counter) = match target {
+            Target::Secure => (self.protection.lend(ranges), Counter::Lent),
+            Target::NonSecure => (self.protection.give_back(ranges), Counter::Returned),
+        };
+        if moved.done > 0 {
+            self.count(counter, moved.done);
             self.count(Counter::Batches, 1);
         }
-        Reply(status.code(), done)
+        let status = match moved.error {
+            Some(MoveError::NotOwned) => Status::Denied,
+            Some(MoveError::NotCovered) => Status::InvalidParameters,
+            None if more => Status::Incomplete,
+            None => Status::Success,
+        };
+        Reply(status.code(), moved.done)
     }
 }
 
@@ -183,28 +187,21 @@ enum Target {
 impl Target {
     /// Proves an attributes register: bits `[3:0]` are a GPI, the others zero.
     fn check(attributes: u64) -> Option<Self> {
-        match Gpi::from_bits(u8::try_from(attributes).ok()?)? {
-            Gpi::Secure => Some(Self::Secure),
-            Gpi::NonSecure => Some(Self::NonSecure),
+        const SECURE: u64 = Gpi::Secure as u64;
+        const NON_SECURE: u64 = Gpi::NonSecure as u64;
+        match attributes {
+            SECURE => Some(Self::Secure),
+            NON_SECURE => Some(Self::NonSecure),
             _ => None,
         }
     }
 }
 
-/// Whole granules inside one lendable bank.
-#[derive(Clone, Copy, Debug)]
-struct Range {
-    base: u64,
-    count: u64,
-}
-
-impl Range {
-    /// Proves what a caller claims.
-    fn check(base: u64, count: u64, lendable: &[Region]) -> Option<Self> {
-        let bytes = count.checked_mul(GRANULE_SIZE as u64)?;
-        let inside = lendable.iter().any(|bank| bank.contains(base, bytes));
-        (base.is_multiple_of(GRANULE_SIZE as u64) && inside).then_some(Self { base, count })
-    }
+/// Proves what a caller claims: whole granules inside one lendable bank.
+fn check(base: u64, count: u64, lendable: &[Region]) -> Option<Range> {
+    let bytes = count.checked_mul(GRANULE_SIZE as u64)?;
+    let inside = lendable.iter().any(|bank| bank.contains(base, bytes));
+    (base.is_multiple_of(GRANULE_SIZE as u64) && inside).then_some(Range { base, count })
 }
 
 #[cfg(test)]
@@ -240,22 +237,30 @@ mod tests {
             Some(if self.0.lock().unwrap().contains(&base) { Gpi::Secure } else { Gpi::NonSecure })
         }
 
-        fn lend(&self, base: u64, count: u64) -> Moved {
-            self.each(base, count, |owned, granule| owned.insert(granule))
+        fn lend(&self, ranges: &[Range]) -> Moved {
+            self.each(ranges, |owned, granule| owned.insert(granule))
         }
 
-        fn give_back(&self, base: u64, count: u64) -> Moved {
-            self.each(base, count, |owned, granule| owned.remove(&granule))
+        fn give_back(&self, ranges: &[Range]) -> Moved {
+            self.each(ranges, |owned, granule| owned.remove(&granule))
         }
     }
 
     impl Fake {
-        fn each(&self, base: u64, count: u64, change: impl Fn(&mut BTreeSet<u64>, u64) -> bool) -> Moved {
-            assert!(BANK.contains(base, count * 4096), "{base:#x} is not lendable");
-            assert!(count <= BATCH_LIMIT);
+        fn each(&self, ranges: &[Range], change: impl Fn(&mut BTreeSet<u64>, u64) -> bool) -> Moved {
+            assert!(ranges.iter().map(|range| range.count).sum::<u64>() <= BATCH_LIMIT);
             let mut owned = self.0.lock().unwrap();
-            let done = (0..count).take_while(|i| change(&mut owned, base + i * 4096)).count() as u64;
-            Moved { done, error: (done < count).then_some(MoveError::NotOwned) }
+            let mut done = 0;
+            for Range { base, count } in ranges {
+                assert!(BANK.contains(*base, count * 4096), "{base:#x} is not lendable");
+                for i in 0..*count {
+                    if !change(&mut owned, base + i * 4096) {
+                        return Moved { done, error: Some(MoveError::NotOwned) };
+                    }
+                    done += 1;
+                }
+            }
+            Moved { done, error: None }
         }
     }
 

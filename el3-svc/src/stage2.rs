@@ -2,7 +2,7 @@
 
 use crate::{
     normal_world,
-    protection::{GranuleProtection, Moved},
+    protection::{GranuleProtection, Moved, Range},
     stage2_format::{BLOCK, Layout, physical_address_bits},
     stage2_map,
     stage2_range::{Direction, Tables, move_range, owner_of},
@@ -68,12 +68,18 @@ impl GranuleProtection for Stage2 {
         owner_of(&LAYOUT, &self.access(), base)
     }
 
-    fn lend(&self, base: u64, count: u64) -> Moved {
-        move_range(&LAYOUT, &self.access(), (base, count), Direction::Lend)
+    fn lend(&self, ranges: &[Range]) -> Moved {
+        let access = self.access();
+        Moved::one_by_one(ranges, |Range { base, count }| {
+            move_range(&LAYOUT, &access, (base, count), Direction::Lend)
+        })
     }
 
-    fn give_back(&self, base: u64, count: u64) -> Moved {
-        move_range(&LAYOUT, &self.access(), (base, count), Direction::GiveBack)
+    fn give_back(&self, ranges: &[Range]) -> Moved {
+        let access = self.access();
+        Moved::one_by_one(ranges, |Range { base, count }| {
+            move_range(&LAYOUT, &access, (base, count), Direction::GiveBack)
+        })
     }
 }
 

@@ -4,7 +4,8 @@
 use flexserve_abi::el3::Gpi;
 use flexserve_el3_svc::{
     gpt_format::{Contiguous, Layout},
-    gpt_range::{Tables, move_range},
+    gpt_range::{Tables, move_ranges},
+    protection::Range,
 };
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
@@ -26,6 +27,8 @@ struct Move {
     offset: u16,
     count: u16,
     lend: bool,
+    /// The range's granules are a list of ranges of this length, and each second one stays.
+    list: Option<u8>,
     /// Granules from the first on that cores touch before.
     touched: [u16; 2],
 }
@@ -86,15 +89,21 @@ impl Tables for Fake {
         assert!(self.locked.replace(false));
     }
 
-    fn invalidate(&self, base: u64, bytes: u64) {
-        self.tlb.borrow_mut().retain(|(at, size, _)| at + size <= base || base + bytes <= *at);
+    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
+        for Range { base, count } in ranges {
+            let bytes = count * GRANULE;
+            self.tlb.borrow_mut().retain(|(at, size, _)| at + size <= base || base + bytes <= *at);
+        }
     }
 
-    fn flush(&self, base: u64, bytes: u64, pas: Gpi) {
-        for granule in [base, base + bytes - GRANULE] {
-            assert_ne!(self.owner(granule), pas, "lines could come back");
+    fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
+        for Range { base, count } in ranges {
+            let last = base + (count - 1) * GRANULE;
+            for granule in [base, last] {
+                assert_ne!(self.owner(granule), space, "lines could come back");
+            }
+            self.check_tlb(base, last);
         }
-        self.check_tlb(base, base + bytes - GRANULE);
     }
 }
 
@@ -139,12 +148,23 @@ fuzz_target!(|input: (u8, Vec<Move>)| {
         }
         let (from, to) =
             if step.lend { (Gpi::NonSecure, Gpi::Secure) } else { (Gpi::Secure, Gpi::NonSecure) };
-        let expected =
-            (first..first + count).take_while(|granule| shadow.get(*granule) == from).count() as u64;
-        (first..first + expected).for_each(|granule| shadow.set(granule, to));
-        let base = MEMORY + first * GRANULE;
-        let moved = move_range(&layout(), &fake, (base, count), from, to);
-        assert_eq!((moved.done, moved.error.is_none()), (expected, expected == count));
+        let ranges: Vec<Range> = match step.list.map(u64::from) {
+            Some(length @ 1..) => (0..count.min(32 * length))
+                .step_by(2 * length as usize)
+                .map(|at| Range { base: MEMORY + (first + at) * GRANULE, count: length.min(count - at) })
+                .collect(),
+            _ => vec![Range { base: MEMORY + first * GRANULE, count }],
+        };
+        let named = ranges.iter().flat_map(|range| {
+            let first = (range.base - MEMORY) / GRANULE;
+            first..first + range.count
+        });
+        let wanted = named.clone().count() as u64;
+        let taken: Vec<u64> = named.take_while(|granule| shadow.get(*granule) == from).collect();
+        taken.iter().for_each(|granule| shadow.set(*granule, to));
+        let (base, expected) = (MEMORY + first * GRANULE, taken.len() as u64);
+        let moved = move_ranges(&layout(), &fake, &ranges, from, to);
+        assert_eq!((moved.done, moved.error.is_none()), (expected, expected == wanted));
         assert!(!fake.locked.get());
         fake.check_tlb(base, base + count * GRANULE - GRANULE);
         for i in

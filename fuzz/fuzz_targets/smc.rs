@@ -3,7 +3,7 @@
 
 use flexserve_abi::el3::{BATCH_LIMIT, Counter, Gpi, LIST_LIMIT, Status, VERSION, fid};
 use flexserve_el3_svc::{
-    protection::{GranuleProtection, MoveError, Moved},
+    protection::{GranuleProtection, MoveError, Moved, Range},
     protocol::{Call, Caller, Reply, Service},
 };
 use flexserve_platform::Region;
@@ -58,13 +58,21 @@ impl Argument {
 struct Fake(RefCell<Vec<bool>>);
 
 impl Fake {
-    fn change(&self, base: u64, count: u64, to: bool) -> Moved {
-        assert!(BANKS.iter().any(|bank| bank.contains(base, count * 4096)), "{base:#x} {count}");
-        let first = ((base - BANKS[0].base) / 4096) as usize;
-        let range = &mut self.0.borrow_mut()[first..first + count as usize];
-        let done = range.iter().take_while(|secure| **secure != to).count();
-        range[..done].fill(to);
-        Moved { done: done as u64, error: (done < range.len()).then_some(MoveError::NotOwned) }
+    fn change(&self, ranges: &[Range], to: bool) -> Moved {
+        let mut moved = Moved { done: 0, error: None };
+        for Range { base, count } in ranges {
+            assert!(BANKS.iter().any(|bank| bank.contains(*base, count * 4096)), "{base:#x} {count}");
+            let first = ((base - BANKS[0].base) / 4096) as usize;
+            let range = &mut self.0.borrow_mut()[first..first + *count as usize];
+            let done = range.iter().take_while(|secure| **secure != to).count();
+            range[..done].fill(to);
+            moved.done += done as u64;
+            if done < range.len() {
+                moved.error = Some(MoveError::NotOwned);
+                break;
+            }
+        }
+        moved
     }
 }
 
@@ -84,12 +92,12 @@ impl GranuleProtection for Fake {
         Some(if secure { Gpi::Secure } else { Gpi::NonSecure })
     }
 
-    fn lend(&self, base: u64, count: u64) -> Moved {
-        self.change(base, count, true)
+    fn lend(&self, ranges: &[Range]) -> Moved {
+        self.change(ranges, true)
     }
 
-    fn give_back(&self, base: u64, count: u64) -> Moved {
-        self.change(base, count, false)
+    fn give_back(&self, ranges: &[Range]) -> Moved {
+        self.change(ranges, false)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::replay::Recorder;
 use flexserve_abi::el3::Gpi;
-use flexserve_el3_svc::{gpt_format::Contiguous, gpt_range::Tables};
+use flexserve_el3_svc::{gpt_format::Contiguous, gpt_range::Tables, protection::Range};
 
 /// What is left out, or done wrongly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,10 +13,14 @@ pub enum Defect {
     Lock,
     /// TLBs are not invalidated.
     Invalidate,
+    /// They are for the first range of a list only.
+    InvalidateFirst,
     /// Only the TLB of the core that moves is.
     Broadcast,
     /// Caches are not flushed.
     Flush,
+    /// They are for the first range of a list only.
+    FlushFirst,
     /// A granule is never in nobody's hands on its way back.
     NoAccess,
     /// A write that moves nothing but the last granule of an entry is lost.
@@ -25,8 +29,16 @@ pub enum Defect {
 
 impl Defect {
     /// Every defect.
-    pub const ALL: [Self; 6] =
-        [Self::Lock, Self::Invalidate, Self::Broadcast, Self::Flush, Self::NoAccess, Self::LostWrite];
+    pub const ALL: [Self; 8] = [
+        Self::Lock,
+        Self::Invalidate,
+        Self::InvalidateFirst,
+        Self::Broadcast,
+        Self::Flush,
+        Self::FlushFirst,
+        Self::NoAccess,
+        Self::LostWrite,
+    ];
 }
 
 /// Tables with a defect.
@@ -66,17 +78,20 @@ impl Tables for Defective<'_, '_> {
         }
     }
 
-    fn invalidate(&self, base: u64, bytes: u64) {
+    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
         match self.defect {
             Defect::Invalidate => {}
-            Defect::Broadcast => self.recorder.invalidate_locally(base, bytes),
-            _ => self.recorder.invalidate(base, bytes),
+            Defect::InvalidateFirst => self.recorder.invalidate(ranges.take(1)),
+            Defect::Broadcast => self.recorder.invalidate_locally(ranges),
+            _ => self.recorder.invalidate(ranges),
         }
     }
 
-    fn flush(&self, base: u64, bytes: u64, pas: Gpi) {
-        if self.defect != Defect::Flush {
-            self.recorder.flush(base, bytes, pas);
+    fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
+        match self.defect {
+            Defect::Flush => {}
+            Defect::FlushFirst => self.recorder.flush(ranges.take(1), space),
+            _ => self.recorder.flush(ranges, space),
         }
     }
 }

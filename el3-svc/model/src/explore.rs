@@ -30,6 +30,13 @@ pub enum Action {
     Evict(Gpi),
 }
 
+/// Granules that are also moved by a list: at the two ends, and downwards.
+const LISTS: [(usize, usize); 2] = [(0, 2), (2, 1)];
+
+fn address(granule: usize) -> u64 {
+    FIRST + granule as u64 * GRANULE
+}
+
 /// An exploration.
 #[derive(Clone, Copy, Debug)]
 pub struct Exploration {
@@ -66,7 +73,7 @@ use rule::{KEPT, NOTHING_ELSE, ONE_OWNER, RETURN, SCRUBBED, STATUS, UNREACHABLE}
 
 impl Exploration {
     fn granule(&self) -> u64 {
-        FIRST + self.watched as u64 * GRANULE
+        address(self.watched)
     }
 
     /// Calls that make sense for some caller: any lend, and the return of what one partition has. Which partition a lend is
@@ -74,27 +81,43 @@ impl Exploration {
     fn calls(machine: &Machine, each: &mut impl FnMut(Request)) {
         for first in 0..GRANULES {
             for end in first + 1..=GRANULES {
-                let base = FIRST + first as u64 * GRANULE;
-                let count = end - first;
+                let count = (end - first) as u64;
+                let mut order = [0; GRANULES];
+                order.iter_mut().zip(first as u8..).for_each(|(granule, number)| *granule = number);
                 let mut call = |to: Gpi| {
-                    let args = [base, count as u64, to as u64];
-                    each(Request { fid: fid::GRANULE_SET, args, about: (first, count, to == Gpi::Secure) });
+                    let args = [address(first), count, to as u64];
+                    let lend = to == Gpi::Secure;
+                    each(Request { fid: fid::GRANULE_SET, args, order, count: count as u8, lend });
                 };
                 call(Gpi::Secure);
-                let owners = &machine.owners[first..end];
-                if matches!(owners[0], Owner::Partition(_)) && owners.iter().all(|owner| *owner == owners[0])
-                {
+                if Self::is_one_partitions(machine, first..end) {
                     call(Gpi::NonSecure);
                 }
             }
         }
+        for (first, second) in LISTS {
+            let mut call = |to: Gpi| {
+                let args = [to as u64, address(first) | 1, address(second) | 1];
+                let (order, lend) = ([first as u8, second as u8, 0], to == Gpi::Secure);
+                each(Request { fid: fid::GRANULE_SET_LIST, args, order, count: 2, lend });
+            };
+            call(Gpi::Secure);
+            if Self::is_one_partitions(machine, [first, second].into_iter()) {
+                call(Gpi::NonSecure);
+            }
+        }
+    }
+
+    fn is_one_partitions(machine: &Machine, granules: impl Iterator<Item = usize>) -> bool {
+        let mut owners = granules.map(|granule| machine.owners[granule]);
+        let first = owners.next();
+        matches!(first, Some(Owner::Partition(_))) && owners.all(|owner| Some(owner) == first)
     }
 
     fn start(&self, machine: &mut Machine, core: usize, request: Request) {
-        let (first, count, lend) = request.about;
-        if !lend {
-            machine.owners[first..first + count].fill(Owner::Leaving);
-            if self.contents && (first..first + count).contains(&self.watched) {
+        if !request.lend {
+            request.granules().for_each(|granule| machine.owners[granule] = Owner::Leaving);
+            if self.contents && request.granules().any(|granule| granule == self.watched) {
                 // The manager has unmapped and zeroes it.
                 machine.secure = Some(Line { value: Value::Public, dirty: true });
                 machine.written = false;
@@ -104,7 +127,7 @@ impl Exploration {
     }
 
     fn finish(machine: &mut Machine, request: &Request, reply: Reply, partition: u8) {
-        let (first, count, lend) = request.about;
+        let (count, lend) = (usize::from(request.count), request.lend);
         let done = reply.1 as usize;
         machine.broken = match Status::from_code(reply.0) {
             Some(Status::Success) if done == count => None,
@@ -112,7 +135,7 @@ impl Exploration {
             _ if lend => Some(STATUS),
             _ => Some(RETURN),
         };
-        for granule in first..first + done.min(count) {
+        for granule in request.granules().take(done) {
             match (lend, machine.owners[granule]) {
                 (true, Owner::Normal) => machine.owners[granule] = Owner::Partition(partition),
                 (true, _) => machine.broken = Some(ONE_OWNER),
@@ -128,7 +151,7 @@ impl Exploration {
     /// Granules that leave a partition are the normal world's once the tables say so: before the caller hears of it.
     fn release(machine: &mut Machine) {
         for i in 0..GRANULES {
-            let back = machine.owner(FIRST + i as u64 * GRANULE) == Some(Gpi::NonSecure);
+            let back = machine.owner(address(i)) == Some(Gpi::NonSecure);
             if machine.owners[i] == Owner::Leaving && back {
                 machine.owners[i] = Owner::Normal;
             }
@@ -178,15 +201,17 @@ impl Exploration {
     /// Whether a call is under way that moves a granule: any, or one that returns it.
     fn is_moving(machine: &Machine, granule: usize, back: bool) -> bool {
         machine.cores.iter().filter_map(|core| core.call.as_ref()).any(|progress| {
-            let (first, count, lend) = progress.request.about;
-            (first..first + count).contains(&granule) && !(back && lend)
+            let request = &progress.request;
+            request.granules().any(|number| number == granule) && !(back && request.lend)
         })
     }
 
     /// Whether calls that may change nothing are answered as they should, in the middle of whatever is going on.
     fn answers(&self, machine: &Machine) -> bool {
-        let about = (0, 0, true);
-        let call = |caller, fid, args| harmless(machine, caller, &Request { fid, args, about });
+        let call = |caller, fid, args| {
+            let request = Request { fid, args, order: [0; GRANULES], count: 0, lend: true };
+            harmless(machine, caller, &request)
+        };
         let (granule, secure) = (self.granule(), Gpi::Secure as u64);
         let own = call(Caller::NonSecure, fid::GRANULE_GET, [granule, 0, 0]);
         let expected = match machine.owner(granule) {

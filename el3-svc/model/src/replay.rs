@@ -7,12 +7,12 @@
 use crate::{
     defect::{Defect, Defective},
     explore::rule::LOCKED,
-    machine::{BANK, ENTRIES, Machine, entry_index, is_watched, layout, read},
+    machine::{BANK, ENTRIES, GRANULE, GRANULES, Machine, entry_index, is_watched, layout, read},
 };
 use flexserve_abi::el3::Gpi;
 use flexserve_el3_svc::{
-    gpt_range::{Tables, move_range},
-    protection::{GranuleProtection, Moved},
+    gpt_range::{Tables, move_ranges},
+    protection::{GranuleProtection, Moved, Range},
     protocol::{Call, Caller, Reply, Service},
 };
 use std::cell::RefCell;
@@ -24,8 +24,19 @@ pub struct Request {
     pub fid: u32,
     /// The first of x1 to x17; the others are zero.
     pub args: [u64; 3],
-    /// Which granule is the first, how many there are, and whether they are lent, not returned.
-    pub about: (usize, usize, bool),
+    /// The granules that it names, in its order; the first `count` of these.
+    pub order: [u8; GRANULES],
+    /// How many.
+    pub count: u8,
+    /// They are lent, not returned.
+    pub lend: bool,
+}
+
+impl Request {
+    /// The granules, in the order in which they move.
+    pub fn granules(&self) -> impl Iterator<Item = usize> {
+        self.order.into_iter().take(usize::from(self.count)).map(usize::from)
+    }
 }
 
 /// How far a core is in a call.
@@ -160,19 +171,27 @@ impl Tables for Recorder<'_> {
         self.0.borrow_mut().effect(Effect::Unlock);
     }
 
-    fn invalidate(&self, base: u64, bytes: u64) {
-        self.0.borrow_mut().effect(Effect::Invalidate { base, bytes, everywhere: true });
+    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
+        for Range { base, count } in ranges {
+            let bytes = count * GRANULE;
+            self.0.borrow_mut().effect(Effect::Invalidate { base, bytes, everywhere: true });
+        }
     }
 
-    fn flush(&self, base: u64, bytes: u64, space: Gpi) {
-        self.0.borrow_mut().effect(Effect::Flush { base, bytes, space });
+    fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
+        for Range { base, count } in ranges {
+            self.0.borrow_mut().effect(Effect::Flush { base, bytes: count * GRANULE, space });
+        }
     }
 }
 
 impl Recorder<'_> {
     /// As `invalidate`, on this core only.
-    pub fn invalidate_locally(&self, base: u64, bytes: u64) {
-        self.0.borrow_mut().effect(Effect::Invalidate { base, bytes, everywhere: false });
+    pub fn invalidate_locally(&self, ranges: impl Iterator<Item = Range>) {
+        for Range { base, count } in ranges {
+            let bytes = count * GRANULE;
+            self.0.borrow_mut().effect(Effect::Invalidate { base, bytes, everywhere: false });
+        }
     }
 }
 
@@ -194,12 +213,12 @@ impl GranuleProtection for Protection<'_, '_> {
         layout().owner(base, |address| self.0.read(address))
     }
 
-    fn lend(&self, base: u64, count: u64) -> Moved {
-        move_range(&layout(), &self.0, (base, count), Gpi::NonSecure, Gpi::Secure)
+    fn lend(&self, ranges: &[Range]) -> Moved {
+        move_ranges(&layout(), &self.0, ranges, Gpi::NonSecure, Gpi::Secure)
     }
 
-    fn give_back(&self, base: u64, count: u64) -> Moved {
-        move_range(&layout(), &self.0, (base, count), Gpi::Secure, Gpi::NonSecure)
+    fn give_back(&self, ranges: &[Range]) -> Moved {
+        move_ranges(&layout(), &self.0, ranges, Gpi::Secure, Gpi::NonSecure)
     }
 }
 
