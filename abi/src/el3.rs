@@ -19,6 +19,17 @@ pub mod fid {
     /// State of one granule: `(x1: base) -> (x0: status, x1: GPI)`. From the Secure world for any granule of a
     /// lendable bank; the normal world learns its own granules' state and is denied the others'.
     pub const GRANULE_GET: u32 = 0xC300_0004;
+    /// Lends a core that is off: `(x1: mpidr, x2: resume entry, x3: context) -> x0: status`. From the normal world.
+    ///
+    /// When it is recalled it starts at the entry, in the state that PSCI's `CPU_ON` leaves, with x0 = context.
+    pub const CORE_LEND: u32 = 0xC300_0010;
+    /// Asks for a lent core back: `(x1: mpidr) -> x0: status`, at once. From the normal world.
+    pub const CORE_RECALL: u32 = 0xC300_0011;
+    /// `(x1: mpidr) -> (x0: status, x1: state)`, see [`super::CoreState`]. From the normal and the Secure world.
+    pub const CORE_STATE: u32 = 0xC300_0012;
+    /// Hands the calling core back, which was recalled: `() -> x0: status`, on success no sooner than the Secure world is
+    /// called again. From the Secure world.
+    pub const CORE_RETURN: u32 = 0xC300_0013;
     /// `(x1: counter index) -> (x0: status, x1: value)`, see [`super::Counter`]. From any world.
     pub const STATS: u32 = 0xC300_0020;
     /// Not a call: how EL3's own code at EL2 tells it that an access did not pass stage 2. From anywhere else, and with the
@@ -45,6 +56,9 @@ pub const BATCH_LIMIT: u64 = 512;
 /// Most ranges of one `GRANULE_SET_LIST`.
 pub const LIST_LIMIT: usize = 16;
 
+/// Cores that can be lent have numbers below this.
+pub const MAX_CORES: usize = 8;
+
 /// Status of an EL3 call, in x0 as a signed 64-bit integer (FIRME 1.0, return codes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i64)]
@@ -53,13 +67,14 @@ pub enum Status {
     Success = 0,
     /// No such call or feature, or not from this world (SMCCC: `NOT_SUPPORTED` is -1).
     NotSupported = -1,
-    /// An argument is malformed: not aligned, zero, out of every lendable bank, reserved bits set.
+    /// An argument is malformed: not aligned, zero, out of every lendable bank, reserved bits set, no such core.
     InvalidParameters = -2,
     /// Part is done: x1 says how many granules; call again for the rest.
     Incomplete = -4,
     /// A granule belongs to a world that the caller may not take it from. Those before it are done, x1 says how many.
+    /// Or: the core is on, is lent already, is not lent.
     Denied = -5,
-    /// Another core is changing the same region.
+    /// Another core is changing the same region, or the same core.
     Busy = -6,
 }
 
@@ -131,6 +146,36 @@ pub enum Feature {
     Backend = 2,
     /// [`BATCH_LIMIT`].
     BatchLimit = 3,
+    /// [`MAX_CORES`], or 0 where cores cannot be lent.
+    Cores = 4,
+}
+
+/// Where a core is, as `CORE_STATE` answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum CoreState {
+    /// It is the normal world's; PSCI knows whether it is on.
+    Owned = 0,
+    /// It is lent, and coming up.
+    Lending = 1,
+    /// It works for the Secure world.
+    Lent = 2,
+    /// It was recalled, and has not yet left for the normal world.
+    Recalled = 3,
+}
+
+impl CoreState {
+    /// Reads x1. `None` for a number that this version does not define.
+    #[must_use]
+    pub const fn from_code(x1: u64) -> Option<Self> {
+        Some(match x1 {
+            0 => Self::Owned,
+            1 => Self::Lending,
+            2 => Self::Lent,
+            3 => Self::Recalled,
+            _ => return None,
+        })
+    }
 }
 
 /// Index of a counter that `STATS` answers. Counters start at zero at boot and never wrap in practice (64 bits).
@@ -149,17 +194,23 @@ pub enum Counter {
     TlbInvalidations = 4,
     /// Accesses of the normal world that EL3 has seen stopped. Zero where they fault past EL3, at the attacker.
     Faults = 5,
+    /// Cores lent.
+    CoresLent = 6,
+    /// Cores recalled.
+    CoresRecalled = 7,
 }
 
 impl Counter {
     /// Every counter, in order of its index, with the name it has in reports.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Lent, "granules_lent"),
         (Self::Returned, "granules_returned"),
         (Self::Batches, "batches"),
         (Self::Refused, "refused"),
         (Self::TlbInvalidations, "tlb_invalidations"),
         (Self::Faults, "faults"),
+        (Self::CoresLent, "cores_lent"),
+        (Self::CoresRecalled, "cores_recalled"),
     ];
 }
 
@@ -181,6 +232,14 @@ mod tests {
         }
         assert_eq!(Status::from_code(1), None);
         assert_eq!(Status::from_code(0xffff_fffe), None);
+    }
+
+    #[test]
+    fn core_states_round_trip_through_x1() {
+        for state in [CoreState::Owned, CoreState::Lending, CoreState::Lent, CoreState::Recalled] {
+            assert_eq!(CoreState::from_code(state as u64), Some(state));
+        }
+        assert_eq!(CoreState::from_code(4), None);
     }
 
     #[test]

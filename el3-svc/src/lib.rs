@@ -1,6 +1,7 @@
 //! The EL3 service: the only code that changes which world a granule belongs to.
 //!
 //! - [`protocol`]: what every call does and refuses, without hardware;
+//! - [`cores`]: cores that change worlds;
 //! - [`protection`]: the mechanism beneath it, as a trait;
 //! - `gpt`: that mechanism by granule protection tables (RME), on the hardware;
 //! - [`gpt_format`], [`gpt_range`]: the layout of those tables, and how ranges move in them;
@@ -8,14 +9,16 @@
 //! - [`stage2_format`], [`stage2_map`], [`stage2_range`]: the layout of those, what is in them at boot, and how ranges move;
 //! - `normal_world`: keeps the normal world below those tables: EL2's registers, and the stub in EL2;
 //! - [`stage2_fault`]: what EL1 sees when an access does not pass;
+//! - `psci`: the machine's cores, by PSCI, GIC and SPMD of BL31;
 //! - `tfa`: the glue that makes it a runtime service of Trusted Firmware-A's BL31.
 //!
-//! A platform links one of the two mechanisms (`isolation` in its `platform.toml`). Only `gpt`, `stage2`, `normal_world` and
-//! `tfa` use `unsafe`: the first three read and write tables and registers, the last is called by BL31.
+//! A platform links one of the two mechanisms (`isolation` in its `platform.toml`). Only `gpt`, `stage2`, `normal_world`,
+//! `psci` and `tfa` use `unsafe`: the first three read and write tables and registers, the others call BL31 and are called by it.
 //!
 //! The feature `bench` adds what the service is measured against; `./flexserve bench smc` builds with it.
 #![no_std]
 
+pub mod cores;
 #[cfg(all(target_os = "none", isolation = "gpt"))]
 mod gpt;
 pub mod gpt_format;
@@ -26,6 +29,8 @@ mod normal_world;
 mod peer;
 pub mod protection;
 pub mod protocol;
+#[cfg(target_os = "none")]
+mod psci;
 #[cfg(all(target_os = "none", isolation = "stage-2"))]
 mod stage2;
 #[cfg(test)]

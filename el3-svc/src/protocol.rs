@@ -1,11 +1,14 @@
 //! The calls of [`flexserve_abi::el3`]: who may make them, what they check, what they answer.
 #![forbid(unsafe_code)]
 
-use crate::protection::{GranuleProtection, MoveError, Range};
+use crate::{
+    cores::{Arrival, CoreControl, Cores, FixedCores},
+    protection::{GranuleProtection, MoveError, Range},
+};
 use core::sync::atomic::{AtomicU64, Ordering};
 use flexserve_abi::{
     GRANULE_SIZE,
-    el3::{BATCH_LIMIT, Counter, Feature, Gpi, LIST_LIMIT, Status, VERSION, fid},
+    el3::{BATCH_LIMIT, Counter, Feature, Gpi, LIST_LIMIT, MAX_CORES, Status, VERSION, fid},
 };
 use flexserve_platform::Region;
 use heapless::Vec;
@@ -40,23 +43,37 @@ impl From<Status> for Reply {
     }
 }
 
-/// The service: a mechanism, the banks it may touch, and its counters.
+/// The service: a mechanism, the banks it may touch, the cores, and its counters.
 #[derive(Debug)]
-pub struct Service<P> {
+pub struct Service<P, C = FixedCores> {
     protection: P,
     lendable: &'static [Region],
-    /// By index of [`Counter`], those that the mechanism does not keep.
-    counters: [AtomicU64; Counter::TlbInvalidations as usize],
+    cores: Cores<C>,
+    /// By index of [`Counter`]. Those that the mechanism keeps are not used.
+    counters: [AtomicU64; Counter::ALL.len()],
 }
 
 impl<P: GranuleProtection> Service<P> {
     /// A service that moves granules of the `lendable` banks only, whatever a caller asks.
     pub const fn new(protection: P, lendable: &'static [Region]) -> Self {
+        Self::with_cores(protection, lendable, FixedCores)
+    }
+}
+
+impl<P: GranuleProtection, C: CoreControl> Service<P, C> {
+    /// The same, which moves cores too.
+    pub const fn with_cores(protection: P, lendable: &'static [Region], cores: C) -> Self {
         Self {
             protection,
             lendable,
-            counters: [const { AtomicU64::new(0) }; Counter::TlbInvalidations as usize],
+            cores: Cores::new(cores),
+            counters: [const { AtomicU64::new(0) }; Counter::ALL.len()],
         }
+    }
+
+    /// The calling core has been powered on: where does it go?
+    pub fn arrive(&self) -> Arrival {
+        self.cores.arrive()
     }
 
     /// Answers one call. Takes bounded time: at most [`BATCH_LIMIT`] granules move.
@@ -76,6 +93,10 @@ impl<P: GranuleProtection> Service<P> {
             (fid::GRANULE_SET_LIST, Caller::Secure) => self.granule_set_list(args[0], &args[1..]),
             (fid::GRANULE_GET, Caller::Secure | Caller::NonSecure) => self.granule_get(caller, args[0]),
             (fid::STATS, _) => self.stats(args[0]),
+            (fid::CORE_LEND, Caller::NonSecure) if C::PROVIDED => self.core_lend(args[0], args[1], args[2]),
+            (fid::CORE_RECALL, Caller::NonSecure) if C::PROVIDED => self.core_recall(args[0]),
+            (fid::CORE_STATE, Caller::NonSecure | Caller::Secure) if C::PROVIDED => self.core_state(args[0]),
+            (fid::CORE_RETURN, Caller::Secure) if C::PROVIDED => self.cores.hand_back().into(),
             _ => Status::NotSupported.into(),
         };
         if reply.0.cast_signed() < 0 && reply.0 != Status::Incomplete.code() {
@@ -85,26 +106,60 @@ impl<P: GranuleProtection> Service<P> {
     }
 
     fn feature(&self, index: u64) -> Reply {
-        const { assert!(Feature::BatchLimit as u64 == 3) };
+        const { assert!(Feature::Cores as u64 == 4) };
         match index {
             0 => Reply(GRANULE_SIZE as u64, 0),
             1 => Reply(self.protection.physical_address_bits(), 0),
             2 => Reply(P::BACKEND, 0),
             3 => Reply(BATCH_LIMIT, 0),
+            4 => Reply(if C::PROVIDED { MAX_CORES as u64 } else { 0 }, 0),
             _ => Status::NotSupported.into(),
         }
     }
 
     fn stats(&self, index: u64) -> Reply {
-        let kept = usize::try_from(index).ok().and_then(|i| self.counters.get(i));
-        match kept {
-            Some(counter) => Reply(Status::Success.code(), counter.load(Ordering::Relaxed)),
-            None if index == Counter::TlbInvalidations as u64 => {
-                Reply(Status::Success.code(), self.protection.tlb_invalidations())
-            }
-            None if index == Counter::Faults as u64 => {
-                Reply(Status::Success.code(), self.protection.faults())
-            }
+        let Some(&(counter, _)) = usize::try_from(index).ok().and_then(|i| Counter::ALL.get(i)) else {
+            return Status::InvalidParameters.into();
+        };
+        let value = match counter {
+            Counter::TlbInvalidations => self.protection.tlb_invalidations(),
+            Counter::Faults => self.protection.faults(),
+            kept => self.counters[kept as usize].load(Ordering::Relaxed),
+        };
+        Reply(Status::Success.code(), value)
+    }
+
+    /// `CORE_LEND`: the entry point is an instruction's address in a granule that is the normal world's.
+    #[inline(never)]
+    fn core_lend(&self, mpidr: u64, entry: u64, context: u64) -> Reply {
+        const PAGE: u64 = GRANULE_SIZE as u64;
+        let page = entry & !(PAGE - 1);
+        if !entry.is_multiple_of(4)
+            || check(page, 1, self.lendable).is_none()
+            || self.protection.owner(page) != Some(Gpi::NonSecure)
+        {
+            return Status::InvalidParameters.into();
+        }
+        let status = self.cores.lend(mpidr, entry, context);
+        if status == Status::Success {
+            self.count(Counter::CoresLent, 1);
+        }
+        status.into()
+    }
+
+    #[inline(never)]
+    fn core_recall(&self, mpidr: u64) -> Reply {
+        let status = self.cores.recall(mpidr);
+        if status == Status::Success {
+            self.count(Counter::CoresRecalled, 1);
+        }
+        status.into()
+    }
+
+    #[inline(never)]
+    fn core_state(&self, mpidr: u64) -> Reply {
+        match self.cores.state(mpidr) {
+            Some(state) => Reply(Status::Success.code(), state as u64),
             None => Status::InvalidParameters.into(),
         }
     }

@@ -2,14 +2,21 @@
 
 #[cfg(isolation = "gpt")]
 use crate::gpt::GranuleProtectionTables as Backend;
-use crate::protocol::{Call, Caller, Service};
 #[cfg(isolation = "stage-2")]
 use crate::{normal_world, stage2::Stage2 as Backend};
+use crate::{
+    protocol::{Call, Caller, Service},
+    psci::{self, Psci},
+};
 use core::ffi::{c_char, c_void};
-use flexserve_abi::{el3, log::World};
+use flexserve_abi::{
+    el3::{self, Status, fid},
+    log::World,
+};
 use flexserve_platform as platform;
 
-static SERVICE: Service<Backend> = Service::new(Backend::new(), platform::LENDABLE);
+/// The service.
+pub static SERVICE: Service<Backend, Psci> = Service::with_cores(Backend::new(), platform::LENDABLE, Psci);
 
 /// `rt_svc_desc_t` of TF-A's `include/common/runtime_svc.h`.
 #[repr(C)]
@@ -91,6 +98,10 @@ unsafe extern "C" fn handle(
     let reply = SERVICE.handle(caller, Call { fid, args });
     registers[0] = reply.0;
     registers[1] = reply.1;
+    if fid == fid::CORE_RETURN && reply.0 == Status::Success.code() {
+        // SAFETY: only a core that was lent, and so entered the Secure world there, can be handed back.
+        unsafe { psci::leave() }
+    }
     handle
 }
 

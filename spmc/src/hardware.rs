@@ -53,6 +53,12 @@ pub trait Hardware {
     /// Nanoseconds since some moment before the start.
     fn now_ns(&mut self) -> u64;
 
+    /// Lent cores work for the partition of this index from now on, starting at `entry`. `false` if they cannot.
+    fn take_workers(&mut self, partition: usize, entry: u64) -> bool;
+
+    /// Stops the workers of a partition; none runs when it returns.
+    fn stop_workers(&mut self, partition: usize);
+
     /// Passes on a piece of a partition's log.
     fn log(&mut self, partition: EndpointId, bytes: &[u8]);
 }

@@ -11,6 +11,7 @@
 //! | [`mailbox`] | RX/TX buffers |
 //! | [`tables`], [`space`] | translation tables in a fixed pool; a partition's address space |
 //! | [`manifest`] | SP packages and their device trees |
+//! | [`workers`] | lent cores that work for a partition |
 //! | [`hardware`] | what all this needs of the machine |
 //!
 //! # How much fits
@@ -35,3 +36,4 @@ mod secure;
 pub mod space;
 pub mod spmc;
 pub mod tables;
+pub mod workers;

@@ -2,8 +2,10 @@
 
 mod boot;
 mod context;
+mod gic;
 mod hardware;
 mod layout;
+mod lent;
 mod registers;
 mod serve;
 mod simd;

@@ -82,6 +82,8 @@ pub struct Partition {
     pub pause: Option<Pause>,
     /// For whom.
     pub call: Option<Call>,
+    /// One of its workers has failed while it was running: it ends when it comes back.
+    pub failing: bool,
 }
 
 /// How to go on with a partition.
@@ -205,6 +207,7 @@ impl Partition {
     pub fn abort(&mut self) -> Option<Reply> {
         self.phase = if self.restart { Phase::Fresh } else { Phase::Aborted };
         self.pause = None;
+        self.failing = false;
         self.mailbox = None;
         self.call.take().map(|_| Reply::error(FfaError::Aborted))
     }

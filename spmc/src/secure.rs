@@ -21,7 +21,7 @@ const LOG_32: usize = 24;
 const LOG_64: usize = 128;
 
 /// What a partition may call.
-const PROVIDED: [FuncId; 31] = [
+const PROVIDED: [FuncId; 32] = [
     FuncId::Error32,
     FuncId::Success32,
     FuncId::Success64,
@@ -53,6 +53,7 @@ const PROVIDED: [FuncId; 31] = [
     FuncId::ConsoleLog32,
     FuncId::ConsoleLog64,
     FuncId::Interrupt32,
+    FuncId::SecondaryEpRegister64,
 ];
 
 /// Codes of `FFA_MEM_PERM_GET` and `_SET` (DEN0140 v1.2, table 2.37).
@@ -143,10 +144,27 @@ impl<H: Hardware> Spmc<'_, H> {
             FuncId::MemRelinquish => self.relinquish(index),
             FuncId::MemPermGet32 | FuncId::MemPermGet64 => self.memory_permission(index, registers),
             FuncId::MemPermSet32 | FuncId::MemPermSet64 => self.set_memory_permission(index, registers),
+            FuncId::SecondaryEpRegister64 => self.take_workers(index, registers[1]),
             FuncId::ConsoleLog32 => self.console_log(index, registers, LOG_32),
             FuncId::ConsoleLog64 => self.console_log(index, registers, LOG_64),
             _ => Err(FfaError::NotSupported),
         }
+    }
+
+    /// `FFA_SECONDARY_EP_REGISTER` (DEN0077A v1.2, section 18.2.1.3): where workers on lent cores start, in the partition's own
+    /// code. Once, and before the first message.
+    fn take_workers(&mut self, index: usize, entry: u64) -> Result<Reply, FfaError> {
+        let partition = &self.partitions[index];
+        if partition.phase != Phase::Starting {
+            return Err(FfaError::Denied);
+        }
+        let page = entry & !(PAGE - 1);
+        if !entry.is_multiple_of(4)
+            || partition.space.permission(&self.ledger.pool, page) != Ok(Permission::Code)
+        {
+            return Err(FfaError::InvalidParameters);
+        }
+        if self.hardware.take_workers(index, entry) { Ok(Reply::success(&[])) } else { Err(FfaError::Denied) }
     }
 
     /// `FFA_RXTX_MAP`: the buffers are writable pages of the partition's own, whose addresses are physical ones.

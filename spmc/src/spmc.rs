@@ -65,6 +65,7 @@ impl<'a, H: Hardware> Spmc<'a, H> {
             phase: Phase::Fresh,
             pause: None,
             call: None,
+            failing: false,
         };
         self.partitions.push(partition).map_err(|_| SpaceError::OutOfAddresses)?;
         Ok(index)
@@ -88,6 +89,7 @@ impl<'a, H: Hardware> Spmc<'a, H> {
 
     /// A partition did what it must not: it ends, and loses what it borrowed.
     pub fn aborted(&mut self, index: usize) -> Step {
+        self.hardware.stop_workers(index);
         let partition = &mut self.partitions[index];
         let reply = partition.abort();
         while let Some(region) = self.ledger.any_mapped(partition.id) {
@@ -99,6 +101,17 @@ impl<'a, H: Hardware> Spmc<'a, H> {
         partition.space.reset(&self.ledger.pool, partition.image_size);
         self.hardware.flush(partition.asid);
         reply.map_or(Step::Ready, Step::Reply)
+    }
+
+    /// A partition's worker did what it must not: the partition ends, at once or when it comes back from where it runs.
+    pub fn worker_failed(&mut self, index: usize) {
+        let partition = &mut self.partitions[index];
+        match (partition.phase, partition.pause) {
+            (Phase::Starting | Phase::Serving, None) => partition.failing = true,
+            (Phase::Fresh | Phase::Aborted, _) => {}
+            // Whoever asked it learns of its end by `FFA_RUN`.
+            _ => _ = self.aborted(index),
+        }
     }
 
     /// `FFA_VERSION`: what is answered to a caller of this version.

@@ -386,7 +386,6 @@ fn a_partition_speaks_ff_a_and_nothing_else() {
         FuncId::MemReclaim,
         FuncId::MsgSendDirectReq64_2,
         FuncId::Run32,
-        FuncId::SecondaryEpRegister64,
         FuncId::NotificationGet,
         FuncId::PartitionInfoGet,
     ] {

@@ -80,7 +80,7 @@ pub fn build(paths: &Paths, platform: &Platform, ingredients: &Ingredients) -> R
         // make does not know that it depends on the library.
         remove(&firmware.bl31_elf())?;
         let libraries = format!(
-            "-Wl,-T,{} -Wl,--whole-archive {} -Wl,--no-whole-archive",
+            "-Wl,-T,{} -Wl,--wrap=psci_warmboot_entrypoint -Wl,--whole-archive {} -Wl,--no-whole-archive",
             script.display(),
             ingredients.el3_service.display()
         );

@@ -2,7 +2,7 @@
 
 use alloc::{string::String, vec::Vec};
 
-use flexserve_abi::el3::{Counter, Feature, Status, fid};
+use flexserve_abi::el3::{CoreState, Counter, Feature, Status, fid};
 
 use crate::{Conduit, registers};
 
@@ -23,6 +23,29 @@ pub fn counters(conduit: &mut impl Conduit) -> Vec<(String, u64)> {
         .into_iter()
         .filter_map(|(index, name)| Some((String::from(name), counter(conduit, index)?)))
         .collect()
+}
+
+/// Lends a core that is off; recalled, it starts at `entry` with `context` in x0. `None` is a status that does not exist.
+pub fn lend_core(conduit: &mut impl Conduit, mpidr: u64, entry: u64, context: u64) -> Option<Status> {
+    Status::from_code(conduit.call(registers(fid::CORE_LEND, &[mpidr, entry, context]))[0])
+}
+
+/// Asks for a lent core back.
+pub fn recall_core(conduit: &mut impl Conduit, mpidr: u64) -> Option<Status> {
+    Status::from_code(conduit.call(registers(fid::CORE_RECALL, &[mpidr]))[0])
+}
+
+/// Where a core is.
+///
+/// # Errors
+///
+/// The status, if it is not [`Status::Success`].
+pub fn core_state(conduit: &mut impl Conduit, mpidr: u64) -> Result<CoreState, Option<Status>> {
+    let answer = conduit.call(registers(fid::CORE_STATE, &[mpidr]));
+    match (Status::from_code(answer[0]), CoreState::from_code(answer[1])) {
+        (Some(Status::Success), Some(state)) => Ok(state),
+        (status, _) => Err(status),
+    }
 }
 
 #[cfg(test)]

@@ -51,13 +51,13 @@ pub fn run(system: &mut System, session: &Session, targets: &[Target]) -> Result
     let mut places = lent_places(session);
     places.extend(targets.iter().map(|target| (target.name.clone(), target.base)));
     let backend = el3::feature(system.ffa.conduit(), Feature::Backend);
-    for core in 0..cores::count() {
+    for core in cores::online() {
         by_access(core, &places, backend)?;
         by_hypervisor_call(core)?;
     }
     by_call(system, session, targets);
     if targets.iter().any(|target| target.name == RMM) {
-        for core in 0..cores::count() {
+        for core in cores::online() {
             by_realm(core, &places, backend)?;
         }
     }
@@ -67,7 +67,7 @@ pub fn run(system: &mut System, session: &Session, targets: &[Target]) -> Result
         .ffa
         .find_partition(PROBE_SERVICE)
         .map_err(|e| format!("looking for the hostile partition, which --attack loads: {e}"))?;
-    for core in 0..cores::count() {
+    for core in cores::online() {
         by_partition(core, hostile, &places)?;
     }
     by_calls_of_partition(hostile, session)
@@ -78,7 +78,7 @@ struct OnCore(usize);
 
 impl Conduit for OnCore {
     fn call(&mut self, registers: Registers) -> Registers {
-        // A core that `cores::count` counts takes the task.
+        // A core that is online takes the task.
         cores::run(self.0, move || Smc.call(registers)).unwrap_or([u64::MAX; 18])
     }
 }

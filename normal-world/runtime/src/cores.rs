@@ -1,4 +1,4 @@
-//! The other cores: started by PSCI on first use, then given one task at a time.
+//! The other cores: started by PSCI, given one task at a time, lent to the secure world and taken back.
 
 use alloc::{boxed::Box, format, string::String};
 use core::{
@@ -6,10 +6,12 @@ use core::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
+use flexserve_abi::el3::{CoreState, Status};
+use flexserve_client::el3;
 use smccc::{Smc, psci};
 use spin::Mutex;
 
-use crate::{gic, mmu};
+use crate::{gic, mmu, system};
 
 /// Most cores that this program uses.
 pub const MAX_CORES: usize = 8;
@@ -105,7 +107,8 @@ pub fn turn_off(core: usize) -> Result<(), String> {
     // `CPU_OFF` returns only if it is refused.
     begin(
         core,
-        Box::new(|| {
+        Box::new(move || {
+            ARRIVED[core].store(false, Ordering::Release);
             let _ = psci::cpu_off::<Smc>();
         }),
     )?;
@@ -131,13 +134,65 @@ pub fn count() -> usize {
     STARTED.load(Ordering::Acquire)
 }
 
+/// Cores that run, and are not lent.
+pub fn online() -> impl Iterator<Item = usize> {
+    (0..count()).filter(|&core| core == 0 || ARRIVED[core].load(Ordering::Acquire))
+}
+
+/// Turns a core off and lends it to the secure world.
+///
+/// # Errors
+///
+/// EL3 refuses.
+pub fn lend(core: usize) -> Result<(), String> {
+    turn_off(core)?;
+    lend_to_start_at(core, entry(), stack_top(core))
+}
+
+/// Lends a core that is off, and waits until the secure world has it. When it is recalled it starts at `entry`, with `context`
+/// in x0; code there that is not [`entry`] goes on there.
+///
+/// # Errors
+///
+/// EL3 refuses.
+pub fn lend_to_start_at(core: usize, entry: u64, context: u64) -> Result<(), String> {
+    MAILBOXES[core].busy.store(false, Ordering::Release);
+    match el3::lend_core(&mut system::Smc, core as u64, entry, context) {
+        Some(Status::Success) => {}
+        other => return Err(format!("lending core {core}: {other:?}")),
+    }
+    loop {
+        match el3::core_state(&mut system::Smc, core as u64) {
+            Ok(CoreState::Lending) => core::hint::spin_loop(),
+            Ok(CoreState::Lent) => return Ok(()),
+            other => return Err(format!("core {core} was lent and is {other:?}")),
+        }
+    }
+}
+
+/// Takes a lent core back and waits until it serves tasks.
+///
+/// # Errors
+///
+/// EL3 refuses.
+pub fn take_back(core: usize) -> Result<(), String> {
+    match el3::recall_core(&mut system::Smc, core as u64) {
+        Some(Status::Success) => {}
+        other => return Err(format!("recalling core {core}: {other:?}")),
+    }
+    while !ARRIVED[core].load(Ordering::Acquire) {
+        core::hint::spin_loop();
+    }
+    Ok(())
+}
+
 /// Gives `core` a task; answers at once.
 ///
 /// # Errors
 ///
 /// There is no such core.
 pub fn begin(core: usize, task: Task) -> Result<(), String> {
-    if core == 0 || core >= count() {
+    if core == 0 || !online().any(|online| online == core) {
         return Err(format!("there is no core {core} to give work to"));
     }
     wait(core);

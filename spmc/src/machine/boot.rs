@@ -9,7 +9,7 @@ use super::{
 };
 use arm_ffa::FuncId;
 use core::{arch::global_asm, cell::UnsafeCell};
-use flexserve_abi::{isa::IsaFeatures, log::World};
+use flexserve_abi::{ffa::EndpointId, isa::IsaFeatures, log::World};
 use flexserve_platform::{LENDABLE, SECURE_UART_BASE, SPMC, SPMC_MANIFEST};
 use flexserve_spmc::{
     claims::{self, Claims},
@@ -103,6 +103,9 @@ static CONTEXTS: Storage<[Context; PARTITIONS]> =
 /// Entry point and TTBR0 of each partition, fixed at start-up.
 static PLACES: Storage<[(u64, u64); PARTITIONS]> = Storage(UnsafeCell::new([(0, 0); PARTITIONS]));
 
+/// ID of each partition, fixed at start-up.
+static IDS: Storage<[EndpointId; PARTITIONS]> = Storage(UnsafeCell::new([0; PARTITIONS]));
+
 /// The partitions, as far as they are the machine's.
 pub struct Partitions;
 
@@ -110,6 +113,12 @@ impl Partitions {
     /// The context of a partition.
     pub fn context(index: usize) -> *mut Context {
         CONTEXTS.0.get().cast::<Context>().wrapping_add(index)
+    }
+
+    /// Its ID.
+    pub fn id(index: usize) -> EndpointId {
+        // SAFETY: as in `place`.
+        unsafe { (*IDS.0.get())[index] }
     }
 
     /// Entry point, and TTBR0.
@@ -268,6 +277,7 @@ fn add_partition(spmc: &mut Manager, place: &Place) -> bool {
     // SAFETY: no other core runs.
     unsafe {
         (*PLACES.0.get())[index] = (partition.entry, root | u64::from(partition.asid) << 48);
+        (*IDS.0.get())[index] = place.id;
     }
     defmt::info!("partition {=u16:#06x} at {=u64:#x}", place.id, partition.entry);
     true

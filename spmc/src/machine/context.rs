@@ -16,6 +16,9 @@ unsafe extern "C" {
     fn enter_partition(context: *mut General) -> u64;
 }
 
+/// Of a worker on a lent core: EL0, deaf to the normal world and to EL3 (FIQ), stopped by the Secure world's interrupt.
+const WORKER_PSTATE: u64 = 1 << 9 | 1 << 6;
+
 /// EL0, and of the masks only those of debug exceptions and of the Secure world's own interrupts, of which there are
 /// none: the normal world's (FIQ) and SErrors end the run.
 const PSTATE: u64 = 1 << 9 | 1 << 7;
@@ -75,18 +78,26 @@ impl Context {
         self.simd = Area::ZERO;
     }
 
+    /// Makes it what a worker is at its entry point: three registers, all else zero.
+    pub fn start_worker(&mut self, entry: u64, registers: [u64; 3]) {
+        *self = Self::NEW;
+        self.general.pc = entry;
+        self.general.pstate = WORKER_PSTATE;
+        self.general.x[..3].copy_from_slice(&registers);
+    }
+
     /// Puts an answer into x0 to x17.
     pub fn answer(&mut self, registers: &Registers) {
         self.general.x[..18].copy_from_slice(registers);
     }
 
     /// Runs, under an address space, until `serve` says that it is enough: it gets each exit and answers a call with
-    /// x0 to x17, or ends the run. The registers of whoever ran before are as before then.
+    /// x0 to x17, lets it go on as it was, or ends the run. The registers of whoever ran before are as before then.
     pub fn run<T>(
         &mut self,
         ttbr0: u64,
         outside: &mut Area,
-        mut serve: impl FnMut(Exit) -> Result<Registers, T>,
+        mut serve: impl FnMut(Exit) -> Result<Option<Registers>, T>,
     ) -> T {
         let idle = registers::ttbr0();
         let threads = (registers::tpidr_el0(), registers::tpidrro_el0());
@@ -100,7 +111,8 @@ impl Context {
             // SAFETY: the context is valid, and its tables map nothing but what the partition may reach.
             let kind = unsafe { enter_partition(general) };
             match serve(general.exit(kind)) {
-                Ok(answer) => general.x[..18].copy_from_slice(&answer),
+                Ok(Some(answer)) => general.x[..18].copy_from_slice(&answer),
+                Ok(None) => {}
                 Err(end) => break end,
             }
         };

@@ -1,7 +1,9 @@
 //! [`Hardware`] on the real machine: windows, EL3 calls, caches and TLBs, the log.
 
 use super::{
+    gic,
     layout::{NORMAL_WINDOW, SECURE_WINDOW},
+    lent::{self, WORKERS},
     registers::{cntfrq, cntpct, dczid, flush_asid, smc, zero_block},
 };
 use flexserve_abi::{
@@ -21,7 +23,8 @@ unsafe extern "C" {
 /// The machine.
 pub struct Machine;
 
-fn call(function: u32, args: &[u64]) -> (Option<Status>, u64) {
+/// A call of the EL3 service: its status, and x1.
+pub fn call(function: u32, args: &[u64]) -> (Option<Status>, u64) {
     let mut registers = [0; 18];
     registers[0] = function.into();
     registers[1..=args.len()].copy_from_slice(args);
@@ -112,6 +115,14 @@ impl Hardware for Machine {
         // A frequency of zero is a firmware that forgot to set it: time stands still, and notices never end.
         let elapsed = u128::from(cntpct()) * 1_000_000_000;
         elapsed.checked_div(cntfrq().into()).unwrap_or(0) as u64
+    }
+
+    fn take_workers(&mut self, partition: usize, entry: u64) -> bool {
+        WORKERS.employ(partition, entry).map(gic::interrupt).is_some()
+    }
+
+    fn stop_workers(&mut self, partition: usize) {
+        lent::dismiss(partition);
     }
 
     fn log(&mut self, partition: EndpointId, bytes: &[u8]) {

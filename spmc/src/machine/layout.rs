@@ -3,7 +3,7 @@
 use flexserve_spmc::tables::{PAGE, Table};
 
 /// Most cores.
-pub const CORES: usize = 8;
+pub const CORES: usize = flexserve_abi::el3::MAX_CORES;
 /// Bytes of a core's stack, a power of two and its alignment; the lowest page is never mapped.
 pub const STACK_SIZE: u64 = 8 * PAGE;
 

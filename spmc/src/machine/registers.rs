@@ -50,6 +50,10 @@ readers! {
     cntfrq = "cntfrq_el0";
     /// Tables of the lower addresses, and ASID.
     ttbr0 = "ttbr0_el1";
+    /// Which core this is.
+    mpidr = "mpidr_el1";
+    /// Pending interrupts.
+    isr = "isr_el1";
     /// Length of SVE vectors.
     zcr = "s3_0_c1_c2_0";
     /// System control.
@@ -132,6 +136,41 @@ pub fn flush_instructions() {
 pub unsafe fn zero_block(address: u64) {
     // SAFETY: by the caller.
     unsafe { asm!("dc zva, {}", in(reg) address, options(nostack, preserves_flags)) };
+}
+
+/// Affinity fields of this core's MPIDR_EL1.
+pub fn affinity() -> u64 {
+    mpidr() & 0xff_00ff_ffff
+}
+
+/// Waits for an interrupt, masked or not.
+pub fn wait_for_interrupt() {
+    // SAFETY: a hint; no `nomem`, since others write meanwhile. What this core wrote is complete before it sleeps.
+    unsafe { asm!("dsb ish", "wfi", options(nostack, preserves_flags)) };
+}
+
+/// Sends a Secure SGI (ICC_SGI1R_EL1). What this core wrote is visible to whoever takes it.
+pub fn send_interrupt(value: u64) {
+    // SAFETY: the SPMC of every core takes that interrupt.
+    unsafe {
+        asm!("dsb ish", "msr s3_0_c12_c11_5, {}", "isb", in(reg) value, options(nostack, preserves_flags))
+    };
+}
+
+/// Acknowledges the pending Secure interrupt of the highest priority (ICC_IAR1_EL1); 1023 if there is none.
+pub fn acknowledge_interrupt() -> u64 {
+    let interrupt;
+    // SAFETY: `end_interrupt` follows.
+    unsafe {
+        asm!("mrs {}, s3_0_c12_c12_0", "dsb sy", out(reg) interrupt, options(nostack, preserves_flags))
+    };
+    interrupt
+}
+
+/// Ends an interrupt that was acknowledged (ICC_EOIR1_EL1).
+pub fn end_interrupt(interrupt: u64) {
+    // SAFETY: drops its priority.
+    unsafe { asm!("msr s3_0_c12_c12_1, {}", "isb", in(reg) interrupt, options(nostack, preserves_flags)) };
 }
 
 /// Waits for nothing, for ever.

@@ -3,16 +3,28 @@
 use super::{
     boot::{Partitions, STATE, isa_features},
     context::Exit,
+    gic,
     layout::CORES,
+    lent,
     registers::smc,
     simd::Area,
 };
 use arm_ffa::{FfaError, FuncId};
 use core::cell::UnsafeCell;
+use flexserve_abi::{
+    el3::fid,
+    ffa::EndpointId,
+    workers::{SIGNAL, WAIT},
+};
 use flexserve_spmc::{
     partition::{Entry, Phase, Step},
     registers::{Registers, Reply, function, halves},
 };
+
+/// `FFA_INTERRUPT`, from the SPMD.
+const FFA_INTERRUPT: u32 = 0x8400_0062;
+/// `FFA_NORMAL_WORLD_RESUME`, the answer to it (DEN0077A v1.2, section 9).
+const NORMAL_WORLD_RESUME: u32 = 0x8400_007c;
 
 /// Each core's place for the normal world's SIMD registers.
 struct Outside([UnsafeCell<Area>; CORES]);
@@ -22,19 +34,50 @@ unsafe impl Sync for Outside {}
 
 static OUTSIDE: Outside = Outside([const { UnsafeCell::new(Area::ZERO) }; CORES]);
 
+/// A core's place for the SIMD registers of whoever ran before.
+///
+/// # Safety
+///
+/// The calling core is this core, and has no reference to it yet.
+pub unsafe fn outside(core: usize) -> &'static mut Area {
+    // SAFETY: by the caller.
+    unsafe { &mut *OUTSIDE.0[core].get() }
+}
+
 /// Tells the SPMD that this core is ready, and serves it for ever.
 pub fn normal_world(core: usize) -> ! {
     let mut answer = [0; 18];
     answer[0] = u32::from(FuncId::MsgWait32).into();
     loop {
         let call = smc(answer);
-        let step = STATE.lock().as_mut().map(|spmc| spmc.normal_call(&call));
-        if let Some(Step::Reply(reply)) = &step {
-            note(&call, &reply.over(&call));
-        }
-        let reply = step.map_or(Reply::error(FfaError::NotSupported), |step| finish(core, step));
-        answer = reply.over(&call);
+        answer = match call[0] as u32 {
+            fid::CORE_LEND => {
+                lent::work(core);
+                one(fid::CORE_RETURN)
+            }
+            FFA_INTERRUPT => {
+                // The Secure world's interrupt reached this core in the normal world: it came too late to matter.
+                gic::acknowledge();
+                one(NORMAL_WORLD_RESUME)
+            }
+            _ => normal_call(core, &call),
+        };
     }
+}
+
+/// A call without arguments.
+fn one(function: u32) -> Registers {
+    let mut registers = [0; 18];
+    registers[0] = function.into();
+    registers
+}
+
+fn normal_call(core: usize, call: &Registers) -> Registers {
+    let step = STATE.lock().as_mut().map(|spmc| spmc.normal_call(call));
+    if let Some(Step::Reply(reply)) = &step {
+        note(call, &reply.over(call));
+    }
+    step.map_or(Reply::error(FfaError::NotSupported), |step| finish(core, step)).over(call)
 }
 
 /// Logs what happened to memory regions.
@@ -71,35 +114,50 @@ pub fn finish(core: usize, mut step: Step) -> Reply {
 }
 
 fn run(core: usize, index: usize, entry: Entry) -> Step {
-    // SAFETY: the state machine lets one core run a partition at a time, and each core has its own area.
-    let (context, outside) = unsafe { (&mut *Partitions::context(index), &mut *OUTSIDE.0[core].get()) };
+    // SAFETY: the state machine lets one core run a partition's main context at a time, and each core has its own area.
+    let (context, outside) = unsafe { (&mut *Partitions::context(index), outside(core)) };
     let (start, ttbr0) = Partitions::place(index);
     match entry {
         Entry::Start => context.start(start, isa_features()),
         Entry::Answer(registers) => context.answer(&registers),
         Entry::Resume => {}
     }
-    context.run(ttbr0, outside, |exit| match serve(index, exit) {
-        Step::Run(same, Entry::Answer(registers)) if same == index => Ok(registers),
-        step => Err(step),
+    context.run(ttbr0, outside, |exit| {
+        match exit {
+            Exit::Call(registers) if registers[0] == WAIT => {
+                let answer = lent::wait_in_main(core, registers);
+                return may_go_on(index).map(|()| Some(answer));
+            }
+            Exit::Call(registers) if registers[0] == SIGNAL => return Ok(Some(lent::signal(registers))),
+            _ => {}
+        }
+        match serve(index, exit) {
+            Step::Run(same, Entry::Answer(registers)) if same == index => Ok(Some(registers)),
+            step => Err(step),
+        }
     })
+}
+
+/// Whether a partition goes on that has waited for its workers: it does not if one of them has failed.
+fn may_go_on(index: usize) -> Result<(), Step> {
+    match STATE.lock().as_mut() {
+        Some(spmc) if spmc.partition(index).failing => Err(spmc.aborted(index)),
+        _ => Ok(()),
+    }
 }
 
 /// What follows from a partition's exit.
 fn serve(index: usize, exit: Exit) -> Step {
     let mut state = STATE.lock();
     let Some(spmc) = state.as_mut() else { return Step::Ready };
+    if spmc.partition(index).failing {
+        return spmc.aborted(index);
+    }
     match exit {
         Exit::Call(registers) => called(spmc, index, &registers),
         Exit::Interrupt => spmc.interrupted(index),
         Exit::Fault { esr, far, pc } => {
-            defmt::warn!(
-                "partition {=u16:#06x} aborted: esr={=u64:#018x} far={=u64:#018x} elr={=u64:#018x}",
-                spmc.partition(index).id,
-                esr,
-                far,
-                pc
-            );
+            note_fault(spmc.partition(index).id, esr, far, pc);
             spmc.aborted(index)
         }
     }
@@ -112,4 +170,15 @@ fn called(spmc: &mut super::boot::Manager, index: usize, registers: &Registers) 
         defmt::warn!("partition {=u16:#06x} gave up", id);
     }
     step
+}
+
+/// Logs why a partition is about to end.
+pub fn note_fault(partition: EndpointId, esr: u64, far: u64, pc: u64) {
+    defmt::warn!(
+        "partition {=u16:#06x} aborted: esr={=u64:#018x} far={=u64:#018x} elr={=u64:#018x}",
+        partition,
+        esr,
+        far,
+        pc
+    );
 }

@@ -29,6 +29,24 @@ pub fn has_sve() -> bool {
     id_aa64pfr0() >> 32 & 0xf != 0
 }
 
+/// Zeroes all SIMD registers.
+pub fn clear() {
+    static ZERO: Area = Area::ZERO;
+    // SAFETY: vector registers are not used by this code, and the area has room for all of them at the longest length.
+    unsafe {
+        if has_sve() {
+            let length = zcr();
+            set_zcr(LONGEST_VECTORS);
+            isb();
+            simd_restore_sve(&ZERO);
+            set_zcr(length);
+            isb();
+        } else {
+            simd_restore_neon(&ZERO);
+        }
+    }
+}
+
 /// Exchanges the registers for a while.
 pub struct Swap<'a> {
     outside: &'a mut Area,

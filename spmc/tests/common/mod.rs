@@ -47,6 +47,8 @@ pub struct Fake {
     pub now_ns: u64,
     /// Calls of `flush`.
     pub flushes: usize,
+    /// Where workers start, and of which partition.
+    pub workers: Option<(usize, u64)>,
 }
 
 impl Fake {
@@ -100,6 +102,17 @@ impl Hardware for Fake {
             }
         }
         (Status::Success, done)
+    }
+
+    fn take_workers(&mut self, partition: usize, entry: u64) -> bool {
+        self.workers.is_none() && {
+            self.workers = Some((partition, entry));
+            true
+        }
+    }
+
+    fn stop_workers(&mut self, partition: usize) {
+        self.workers = self.workers.filter(|(index, _)| *index != partition);
     }
 
     fn now_ns(&mut self) -> u64 {

@@ -5,6 +5,7 @@
 //! one loaded model, at the end the one that never gets its partition back.
 
 mod inference;
+mod lent_cores;
 mod memory;
 mod messages;
 mod recall;
@@ -87,6 +88,8 @@ const TESTS: &[Test] = &[
         name: "recall/held_memory_comes_back_at_the_deadline",
         run: recall::held_memory_comes_back_at_the_deadline,
     },
+    // Cores go to the secure world and come back, and PSCI and EL3 agree on where they are.
+    Test { name: "cores/a_core_goes_and_comes_back", run: lent_cores::a_core_goes_and_comes_back },
     // Malformed messages get their error, and the partition goes on serving.
     Test { name: "messages/no_session", run: messages::no_session },
     Test { name: "messages/bad_receivers", run: messages::bad_receivers },
