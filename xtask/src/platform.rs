@@ -211,7 +211,8 @@ impl Platform {
         self.name.split('/').next().unwrap_or_default()
     }
 
-    fn names(paths: &Paths) -> Vec<String> {
+    /// Every platform, in the order of their names.
+    pub fn names(paths: &Paths) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(paths.root.join("fvp"))
             .into_iter()
             .flatten()

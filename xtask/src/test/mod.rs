@@ -6,7 +6,7 @@ mod host;
 mod kernels;
 mod system;
 
-use crate::{interrupt, paths::Paths};
+use crate::{interrupt, paths::Paths, platform::Platform};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use std::{fmt, ops::AddAssign, path::PathBuf};
@@ -14,9 +14,9 @@ use std::{fmt, ops::AddAssign, path::PathBuf};
 /// What `test` can be told.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The platform that the system tests boot.
-    #[arg(long, default_value = "qemu-rme")]
-    platform: String,
+    /// The platform that is booted. Otherwise the system tests boot each of them, the conformance suite the first.
+    #[arg(long)]
+    platform: Option<String>,
     /// Write the report of the conformance suite here, as JSON.
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -65,10 +65,8 @@ impl Tally {
             }
         }
     }
-}
 
-impl Tally {
-    /// Counts a case that could not be run, and says why.
+    /// Counts a case that could not be run or does not apply, and says why.
     fn skip(&mut self, name: &str, why: &str) {
         self.skipped += 1;
         eprintln!("SKIP {name}: {why}");
@@ -97,6 +95,7 @@ impl fmt::Display for Tally {
 /// If the user interrupts.
 pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
     let filter = options.filter.as_deref();
+    let platforms = options.platform.clone().map_or_else(|| Platform::names(paths), |name| vec![name]);
     let mut sum = Tally::default();
     let wanted = |suite: &&Suite| options.suite.map_or(**suite != Suite::Fuzz, |only| only == **suite);
     for suite in Suite::value_variants().iter().filter(wanted) {
@@ -106,8 +105,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
             Suite::Lint => host::lint(paths, filter),
             Suite::Unit => host::unit(paths, filter),
             Suite::Kernels => kernels::run(paths, filter),
-            Suite::System => system::run(paths, &options.platform, filter),
-            Suite::Conformance => conformance::run(paths, &options.platform, filter, options.json.as_deref()),
+            Suite::System => system::run(paths, &platforms, filter),
+            Suite::Conformance => conformance::run(paths, &platforms[0], filter, options.json.as_deref()),
             Suite::Fuzz => fuzz::run(paths, filter),
         };
         interrupt::check()?;

@@ -14,6 +14,7 @@ use flexserve_client::job::Job;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
+    cell::OnceCell,
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -24,72 +25,121 @@ use tempfile::TempDir;
 
 /// What the user asks in every test that boots.
 const PROMPT: &str = "What is the capital of France?";
+/// The question, as arguments.
+const ASK: [&str; 4] = ["--prompt", PROMPT, "--max-tokens", "16"];
 /// Longest that an interrupted run may take to be gone.
 const LEAVE: Duration = Duration::from_secs(10);
 
-type Case = (&'static str, fn(&Bench) -> Result<()>);
-
-/// What a user sees. The first one leaves its report for those behind it.
-const CASES: [Case; 9] = [
-    ("answers_under_attack_as_without", answers_under_attack_as_without),
-    ("logits_are_those_of_the_host", logits_are_those_of_the_host),
-    ("refuses_a_missing_model", refuses_a_missing_model),
-    ("refuses_a_truncated_model", refuses_a_truncated_model),
-    ("refuses_a_corrupt_model", refuses_a_corrupt_model),
-    ("refuses_zero_tokens", refuses_zero_tokens),
-    ("refuses_a_prompt_longer_than_the_context", refuses_a_prompt_longer_than_the_context),
-    ("refuses_too_little_memory", refuses_too_little_memory),
-    ("leaves_nothing_when_interrupted", leaves_nothing_when_interrupted),
-];
-
-/// What the cases share.
-struct Bench {
-    paths: Paths,
-    platform: String,
-    model: PathBuf,
-    folder: TempDir,
+/// What a user sees.
+struct Case {
+    name: &'static str,
+    scope: Scope,
+    run: fn(&Bench) -> Result<()>,
 }
 
-/// Boots the payload's own tests, then tries what a user may do.
+/// Where a case is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// On every platform.
+    Each,
+    /// On platforms that have a Realm world.
+    Realm,
+    /// On one platform: it shows nothing of the board.
+    Once,
+}
+
+const CASES: [Case; 10] = [
+    Case {
+        name: "answers_under_attack_as_without",
+        scope: Scope::Each,
+        run: answers_under_attack_as_without,
+    },
+    Case { name: "the_realm_world_is_repelled", scope: Scope::Realm, run: the_realm_world_is_repelled },
+    Case { name: "logits_are_those_of_the_host", scope: Scope::Each, run: logits_are_those_of_the_host },
+    Case { name: "refuses_a_missing_model", scope: Scope::Once, run: refuses_a_missing_model },
+    Case { name: "refuses_a_truncated_model", scope: Scope::Once, run: refuses_a_truncated_model },
+    Case { name: "refuses_a_corrupt_model", scope: Scope::Once, run: refuses_a_corrupt_model },
+    Case { name: "refuses_zero_tokens", scope: Scope::Once, run: refuses_zero_tokens },
+    Case {
+        name: "refuses_a_prompt_longer_than_the_context",
+        scope: Scope::Once,
+        run: refuses_a_prompt_longer_than_the_context,
+    },
+    Case { name: "refuses_too_little_memory", scope: Scope::Once, run: refuses_too_little_memory },
+    Case {
+        name: "leaves_nothing_when_interrupted",
+        scope: Scope::Once,
+        run: leaves_nothing_when_interrupted,
+    },
+];
+
+/// What the cases of a platform share.
+struct Bench {
+    paths: Paths,
+    platform: Platform,
+    model: PathBuf,
+    folder: TempDir,
+    calm: OnceCell<Value>,
+    attacked: OnceCell<Value>,
+}
+
+/// On each platform, boots the payload's own tests, then tries what a user may do.
 ///
 /// # Errors
 ///
 /// If the images cannot be built, or the model not be had.
-pub fn run(paths: &Paths, platform: &str, filter: Option<&str>) -> Result<Tally> {
+pub fn run(paths: &Paths, platforms: &[String], filter: Option<&str>) -> Result<Tally> {
     let mut tally = Tally::default();
-    let wanted = |name: &str| filter.is_none_or(|f| name.contains(f));
-    let bench = Bench {
-        paths: paths.clone(),
-        platform: platform.to_owned(),
-        model: download::default_model(paths)?,
-        folder: tempfile::tempdir()?,
-    };
-    let inside = inside(paths, platform, filter).context("the tests inside the machine");
+    for (index, name) in platforms.iter().enumerate() {
+        let platform = Platform::load(paths, name)?;
+        let scopes = [Scope::Each, Scope::Realm, Scope::Once];
+        tally += on_platform(paths, platform, &scopes[..if index == 0 { 3 } else { 2 }], filter)?;
+    }
+    Ok(tally)
+}
+
+fn on_platform(paths: &Paths, platform: Platform, scopes: &[Scope], filter: Option<&str>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let prefix = format!("system::{}", platform.name);
+    let inside = inside(paths, &platform, filter).context("the tests inside the machine");
     match inside {
         Ok(report) => {
             for (name, error) in report.tests {
                 let result = error.map_or(Ok(()), |e| Err(anyhow::anyhow!(e)));
-                tally.case(&format!("system::inside::{name}"), result);
+                tally.case(&format!("{prefix}::inside::{name}"), result);
             }
         }
-        Err(error) => tally.case("system::inside", Err(error)),
+        Err(error) => tally.case(&format!("{prefix}::inside"), Err(error)),
     }
-    for (name, case) in CASES.into_iter().filter(|c| wanted(c.0)) {
+    let bench = Bench {
+        paths: paths.clone(),
+        platform,
+        model: download::default_model(paths)?,
+        folder: tempfile::tempdir()?,
+        calm: OnceCell::new(),
+        attacked: OnceCell::new(),
+    };
+    let wanted = |case: &&Case| scopes.contains(&case.scope) && filter.is_none_or(|f| case.name.contains(f));
+    for case in CASES.iter().filter(wanted) {
         crate::interrupt::check()?;
-        tally.case(&format!("system::{name}"), case(&bench));
+        let name = format!("{prefix}::{}", case.name);
+        if case.scope == Scope::Realm && bench.platform.map.rmm.is_none() {
+            tally.skip(&name, "the platform has no Realm world");
+        } else {
+            tally.case(&name, (case.run)(&bench));
+        }
     }
     Ok(tally)
 }
 
 /// The tests that the payload runs, in one boot.
-fn inside(paths: &Paths, platform: &str, filter: Option<&str>) -> Result<Report> {
-    let platform = Platform::load(paths, platform)?;
+fn inside(paths: &Paths, platform: &Platform, filter: Option<&str>) -> Result<Report> {
     let options = run::Options::for_tests(&platform.name);
-    let images = images::build(paths, &platform, &options.images)?;
+    let images = images::build(paths, platform, &options.images)?;
     let container = model::container(paths, None)?;
     let tests = vec![filter.unwrap_or("all").to_owned()];
-    let job = Job { tests, max_tokens: 8, prompt: PROMPT.to_owned(), ..run::job(&platform, &options) };
-    let report = run::boot(paths, &platform, &images, &job, Some(&container), &options)?;
+    let job = Job { tests, max_tokens: 8, prompt: PROMPT.to_owned(), ..run::job(platform, &options) };
+    let report = run::boot(paths, platform, &images, &job, Some(&container), &options)?;
     let faults = report.faults();
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
     ensure!(filter.is_some() || !report.tests.is_empty(), "the payload ran no test");
@@ -100,7 +150,7 @@ impl Bench {
     /// `flexserve run` with these arguments, in a process of its own, as the user has it.
     fn command(&self, args: &[&str]) -> Result<Command> {
         let mut command = process::command(env::current_exe()?);
-        command.args(["run", "--platform", &self.platform]).args(args);
+        command.args(["run", "--platform", &self.platform.name]).args(args);
         Ok(command)
     }
 
@@ -116,6 +166,23 @@ impl Bench {
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{}: {errors}", output.status);
         Ok(serde_json::from_slice(&fs::read(json)?)?)
+    }
+
+    /// The figures of an answer.
+    fn calm(&self) -> Result<&Value> {
+        self.once(&self.calm, &ASK)
+    }
+
+    /// The figures of the same answer under attack.
+    fn attacked(&self) -> Result<&Value> {
+        self.once(&self.attacked, &[&ASK[..], &["--attack"]].concat())
+    }
+
+    fn once<'a>(&self, cell: &'a OnceCell<Value>, args: &[&str]) -> Result<&'a Value> {
+        if cell.get().is_none() {
+            let _ = cell.set(self.figures(args)?);
+        }
+        cell.get().context("the figures have just been noted")
     }
 
     /// A run that must fail and say so in these words.
@@ -142,32 +209,44 @@ impl Bench {
 }
 
 fn answers_under_attack_as_without(bench: &Bench) -> Result<()> {
-    let ask = ["--prompt", PROMPT, "--max-tokens", "16"];
-    let calm = bench.figures(&ask)?;
-    let attacked = bench.figures(&[&ask[..], &["--attack"]].concat())?;
+    let (calm, attacked) = (bench.calm()?, bench.attacked()?);
     let text = calm["text"].as_str().unwrap_or_default();
     ensure!(text.contains("Paris"), "the answer is {text:?}");
     for key in ["text", "logits_sha256", "prompt_tokens", "output_tokens"] {
         ensure!(calm[key] == attacked[key], "{key} differs: {} and {}", calm[key], attacked[key]);
     }
-    let attacks = attacked["attacks"].as_array().context("no attacks")?;
-    ensure!(!attacks.is_empty(), "nothing was attacked");
+    let attacks = attacks(attacked)?;
     ensure!(attacks.iter().all(|a| a["faulted"] == true), "an attack succeeded");
-    for world in ["NS-EL2", "S-EL0"] {
-        ensure!(attacks.iter().any(|a| a["world"] == world), "no attack from {world}");
+    for world in ["NS-", "S-EL0"] {
+        ensure!(attacks.iter().any(|a| is_from(a, world)), "no attack from {world}");
     }
     ensure!(attacks.iter().any(|a| a["core"] != 0), "no attack from another core");
     ensure!(calm["granules_lent"].as_u64() > Some(0), "nothing was lent");
     Ok(())
 }
 
+fn attacks(figures: &Value) -> Result<&Vec<Value>> {
+    figures["attacks"].as_array().context("no attacks")
+}
+
+fn is_from(attack: &Value, world: &str) -> bool {
+    attack["world"].as_str().is_some_and(|from| from.starts_with(world))
+}
+
+fn the_realm_world_is_repelled(bench: &Bench) -> Result<()> {
+    let attacks = attacks(bench.attacked()?)?;
+    let realm: Vec<_> = attacks.iter().filter(|a| is_from(a, "R-")).collect();
+    ensure!(realm.iter().any(|a| a["core"] != 0), "no attack from the Realm world on another core");
+    ensure!(realm.iter().all(|a| a["faulted"] == true), "an attack succeeded");
+    Ok(())
+}
+
 fn logits_are_those_of_the_host(bench: &Bench) -> Result<()> {
-    let ask = ["--prompt", PROMPT, "--max-tokens", "8"];
-    let board = bench.figures(&ask)?;
+    let board = bench.calm()?;
     let container = model::container(&bench.paths, None)?;
     let mut host = process::command(model::loader(&bench.paths)?);
     let json = bench.folder.path().join("host.json");
-    host.arg("run").arg(container).args(ask).arg("--json").arg(&json);
+    host.arg("run").arg(container).args(ASK).arg("--json").arg(&json);
     let status = host.stdout(Stdio::null()).status()?;
     ensure!(status.success(), "flexserve-model run: {status}");
     let host: Value = serde_json::from_slice(&fs::read(json)?)?;
