@@ -8,7 +8,8 @@ use std::{env, path::Path, process::Command};
 /// Target of code that may use SIMD registers: partitions and payload.
 pub const SIMD: &str = "aarch64-unknown-none";
 /// Compiler flags of the LLM partition. It always runs with the MMU on, where memory takes unaligned accesses, which the
-/// target's default forbids; and every board has the SHA-2 instructions, for which S-EL0 has no way to ask.
+/// target's default forbids; and every board has the SHA-2 instructions, for which S-EL0 has no way to ask (a CPU
+/// without them would abort the partition, and nothing else, at its first hash).
 pub const PARTITION_FLAGS: &str = "-Ctarget-feature=+sha2,-strict-align";
 /// Target of code that must not: EL3 and the SPMC.
 pub const SOFT_FLOAT: &str = "aarch64-unknown-none-softfloat";
