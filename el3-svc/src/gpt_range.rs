@@ -34,7 +34,7 @@ const BLOCK: u64 = Contiguous::Block2M.bytes();
 /// Bytes whose entries change under one lock, at least.
 const LOCKED: u64 = Contiguous::Block512M.bytes();
 /// Most pieces that move together.
-const WAVE: usize = LIST_LIMIT;
+pub(crate) const WAVE: usize = LIST_LIMIT;
 
 /// The tables in memory, and the instructions that make a change of theirs known.
 pub trait Tables {
@@ -72,27 +72,27 @@ pub fn move_ranges(layout: &Layout, tables: &impl Tables, ranges: &[Range], from
 }
 
 /// Ranges, cut at the ends of 2 MB blocks.
-struct Pieces<'a> {
+pub(crate) struct Pieces<'a> {
     /// What is left of the present range.
     current: Range,
     rest: core::slice::Iter<'a, Range>,
 }
 
 impl<'a> Pieces<'a> {
-    fn of(ranges: &'a [Range]) -> Self {
+    pub(crate) fn of(ranges: &'a [Range]) -> Self {
         let mut pieces = Self { current: Range { base: 0, count: 0 }, rest: ranges.iter() };
         pieces.advance(0);
         pieces
     }
 
     /// The next piece.
-    fn peek(&self) -> Option<Range> {
+    pub(crate) fn peek(&self) -> Option<Range> {
         let Range { base, count } = self.current;
         (count != 0).then(|| Range { base, count: count.min((BLOCK - base % BLOCK) / GRANULE) })
     }
 
     /// Leaves `count` granules, at most the next piece, behind.
-    fn advance(&mut self, count: u64) {
+    pub(crate) fn advance(&mut self, count: u64) {
         self.current.base += count * GRANULE;
         self.current.count -= count;
         if self.current.count == 0 {

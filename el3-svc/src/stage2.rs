@@ -3,9 +3,9 @@
 use crate::{
     normal_world,
     protection::{GranuleProtection, Moved, Range},
-    stage2_format::{BLOCK, Layout, physical_address_bits},
+    stage2_format::{Layout, physical_address_bits},
     stage2_map,
-    stage2_range::{Direction, Tables, move_range, owner_of},
+    stage2_range::{Direction, Tables, move_ranges, owner_of},
 };
 use core::{
     arch::asm,
@@ -34,7 +34,7 @@ unsafe extern "C" {
 #[derive(Debug)]
 pub struct Stage2 {
     invalidations: AtomicU64,
-    /// Neighbouring blocks of 2 MB have different ones.
+    /// By the bits of a set (`stage2_range::lock_of`).
     locks: [AtomicU32; 16],
 }
 
@@ -69,17 +69,11 @@ impl GranuleProtection for Stage2 {
     }
 
     fn lend(&self, ranges: &[Range]) -> Moved {
-        let access = self.access();
-        Moved::one_by_one(ranges, |Range { base, count }| {
-            move_range(&LAYOUT, &access, (base, count), Direction::Lend)
-        })
+        move_ranges(&LAYOUT, &self.access(), ranges, Direction::Lend)
     }
 
     fn give_back(&self, ranges: &[Range]) -> Moved {
-        let access = self.access();
-        Moved::one_by_one(ranges, |Range { base, count }| {
-            move_range(&LAYOUT, &access, (base, count), Direction::GiveBack)
-        })
+        move_ranges(&LAYOUT, &self.access(), ranges, Direction::GiveBack)
     }
 }
 
@@ -136,9 +130,8 @@ struct Access<'a> {
 }
 
 impl Access<'_> {
-    fn lock_for(&self, base: u64) -> *mut u32 {
-        let locks = &self.stage2.locks;
-        locks[(base / BLOCK) as usize % locks.len()].as_ptr()
+    fn locks(&self, set: u16) -> impl Iterator<Item = &AtomicU32> {
+        self.stage2.locks.iter().enumerate().filter(move |(i, _)| set >> i & 1 != 0).map(|(_, lock)| lock)
     }
 }
 
@@ -152,14 +145,18 @@ impl Tables for Access<'_> {
         unsafe { (address as *mut u64).write_volatile(entry) }
     }
 
-    fn lock(&self, base: u64) {
-        // SAFETY: TF-A's `spinlock_t` is one word.
-        unsafe { spin_lock(self.lock_for(base)) }
+    fn lock(&self, set: u16) {
+        for lock in self.locks(set) {
+            // SAFETY: TF-A's `spinlock_t` is one word. Every core takes them in the same order.
+            unsafe { spin_lock(lock.as_ptr()) };
+        }
     }
 
-    fn unlock(&self, base: u64) {
-        // SAFETY: as in `lock`; this core holds it.
-        unsafe { spin_unlock(self.lock_for(base)) }
+    fn unlock(&self, set: u16) {
+        for lock in self.locks(set) {
+            // SAFETY: as in `lock`; this core holds it.
+            unsafe { spin_unlock(lock.as_ptr()) };
+        }
     }
 
     fn publish(&self) {
@@ -193,29 +190,35 @@ impl Tables for Access<'_> {
         }
     }
 
-    fn flush(&self, base: u64, bytes: u64) {
-        let line = self.line;
-        let mut at = base;
-        for _ in 0..bytes / (4 * line) {
-            // SAFETY: DC CIVAC writes back and drops lines; it changes no data, and EL3 maps the lendable banks.
-            unsafe {
-                asm!(
-                    "dc civac, {at}",
-                    "add {at}, {at}, {line}",
-                    "dc civac, {at}",
-                    "add {at}, {at}, {line}",
-                    "dc civac, {at}",
-                    "add {at}, {at}, {line}",
-                    "dc civac, {at}",
-                    "add {at}, {at}, {line}",
-                    at = inout(reg) at,
-                    line = in(reg) line,
-                    options(nostack, preserves_flags),
-                );
-            }
+    fn flush(&self, ranges: impl Iterator<Item = Range>) {
+        for range in ranges {
+            flush(range, self.line);
         }
         // SAFETY: a barrier; the outer domain, because the mapping is not cacheable.
         unsafe { asm!("dsb osh", options(nostack, preserves_flags)) }
+    }
+}
+
+/// Begins to write back and drop the lines of a range, of `line` bytes each.
+fn flush(range: Range, line: u64) {
+    let mut at = range.base;
+    for _ in 0..range.count * (GRANULE_SIZE as u64 / 4) / line {
+        // SAFETY: DC CIVAC writes back and drops lines; it changes no data, and EL3 maps the lendable banks.
+        unsafe {
+            asm!(
+                "dc civac, {at}",
+                "add {at}, {at}, {line}",
+                "dc civac, {at}",
+                "add {at}, {at}, {line}",
+                "dc civac, {at}",
+                "add {at}, {at}, {line}",
+                "dc civac, {at}",
+                "add {at}, {at}, {line}",
+                at = inout(reg) at,
+                line = in(reg) line,
+                options(nostack, preserves_flags),
+            );
+        }
     }
 }
 

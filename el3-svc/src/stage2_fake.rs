@@ -2,7 +2,7 @@
 //! translation they can get, after every single write.
 extern crate std;
 
-use crate::{stage2_format::Layout, stage2_map, stage2_range::Tables};
+use crate::{protection::Range, stage2_format::Layout, stage2_map, stage2_range::Tables};
 use flexserve_platform::Region;
 use std::{
     cell::{Cell, RefCell},
@@ -37,9 +37,9 @@ pub struct Fake {
     pub probes: RefCell<Vec<u64>>,
     /// Size and base of what is cached.
     tlb: RefCell<BTreeSet<(u64, u64)>>,
-    locked: Cell<Option<u64>>,
+    locked: Cell<u16>,
     pub invalidations: Cell<u64>,
-    pub flushed: RefCell<Vec<(u64, u64)>>,
+    pub flushed: RefCell<Vec<Range>>,
 }
 
 impl Fake {
@@ -127,12 +127,12 @@ impl Tables for Fake {
         self.touch_all();
     }
 
-    fn lock(&self, base: u64) {
-        assert_eq!(self.locked.replace(Some(base >> 21)), None, "locked twice");
+    fn lock(&self, set: u16) {
+        assert_eq!(self.locked.replace(set), 0, "locked twice");
     }
 
-    fn unlock(&self, base: u64) {
-        assert_eq!(self.locked.replace(None), Some(base >> 21));
+    fn unlock(&self, set: u16) {
+        assert_eq!(self.locked.replace(0), set);
         assert!(self.pending.borrow().is_empty(), "unlocked before the writes are known");
     }
 
@@ -148,10 +148,12 @@ impl Tables for Fake {
         self.touch_all();
     }
 
-    fn flush(&self, base: u64, bytes: u64) {
-        for ipa in (base..base + bytes).step_by(4096) {
-            assert!(!self.touch(ipa), "{ipa:#x} is flushed while the normal world has it");
+    fn flush(&self, ranges: impl Iterator<Item = Range>) {
+        for range in ranges {
+            for ipa in (0..range.count).map(|i| range.base + i * 4096) {
+                assert!(!self.touch(ipa), "{ipa:#x} is flushed while the normal world has it");
+            }
+            self.flushed.borrow_mut().push(range);
         }
-        self.flushed.borrow_mut().push((base, bytes));
     }
 }

@@ -136,7 +136,7 @@ impl Layout {
             return Some(false);
         };
         match Level2::of(read(entry)) {
-            Level2::Changing => None,
+            Level2::Changing { .. } => None,
             Level2::Block => Some(true),
             Level2::Table { .. } => Some(owner(read(table + ipa % BLOCK / PAGE * 8)) == Some(Gpi::NonSecure)),
             Level2::Secure | Level2::Unmapped => Some(false),
@@ -153,8 +153,8 @@ pub const UNMAPPED: u64 = 0;
 /// A granule, or a block of granules, that the Secure world has.
 pub const SECURE: u64 = (Gpi::Secure as u64) << 4;
 /// A block whose entry is about to change: between the old and the new one no core may hold either (D8.16.1,
-/// break-before-make).
-pub const CHANGING: u64 = 1 << 8;
+/// break-before-make). Its level-3 table says whose each granule is.
+const CHANGING: u64 = 1 << 12;
 
 /// What a window may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,13 +207,16 @@ pub enum Level2 {
     Block,
     /// The level-3 table says whose each granule is.
     Table {
-        /// How many granules are the Secure world's, 1 to 511.
+        /// How many granules are the Secure world's.
         secure: u64,
     },
     /// All granules are the Secure world's.
     Secure,
-    /// See [`CHANGING`].
-    Changing,
+    /// Between two entries: the hardware finds none, and the level-3 table says whose each granule is.
+    Changing {
+        /// How many granules are the Secure world's.
+        secure: u64,
+    },
     /// Nothing is there.
     Unmapped,
 }
@@ -224,9 +227,9 @@ impl Level2 {
     pub const fn of(entry: u64) -> Self {
         match entry {
             SECURE => Self::Secure,
-            CHANGING => Self::Changing,
             _ if entry & 0b11 == TABLE => Self::Table { secure: entry >> 2 & 0x3ff },
             _ if entry & 0b11 == VALID => Self::Block,
+            _ if entry & (CHANGING | VALID) == CHANGING => Self::Changing { secure: entry >> 2 & 0x3ff },
             _ => Self::Unmapped,
         }
     }
@@ -236,6 +239,12 @@ impl Level2 {
     #[must_use]
     pub const fn table(address: u64, secure: u64) -> u64 {
         table(address) | (secure & 0x3ff) << 2
+    }
+
+    /// The entry between two others.
+    #[must_use]
+    pub const fn changing(secure: u64) -> u64 {
+        CHANGING | (secure & 0x3ff) << 2
     }
 }
 
@@ -317,17 +326,17 @@ mod tests {
 
     #[test]
     fn entries_are_read_as_they_were_written() {
-        for secure in [1, 300, 511] {
+        for secure in [0, 1, 300, 512] {
             assert_eq!(Level2::of(Level2::table(0x4100_8000, secure)), Level2::Table { secure });
+            assert_eq!(Level2::of(Level2::changing(secure)), Level2::Changing { secure });
         }
         assert_eq!(Level2::of(Kind::Memory.block(0x4200_0000)), Level2::Block);
         assert_eq!(Level2::of(SECURE), Level2::Secure);
-        assert_eq!(Level2::of(CHANGING), Level2::Changing);
         assert_eq!(Level2::of(UNMAPPED), Level2::Unmapped);
         assert_eq!(owner(SECURE), Some(Gpi::Secure));
         assert_eq!(owner(Kind::Memory.page(0x4200_1000)), Some(Gpi::NonSecure));
         assert_eq!(owner(UNMAPPED), None);
-        for ours in [SECURE, CHANGING, UNMAPPED] {
+        for ours in [SECURE, UNMAPPED, Level2::changing(1)] {
             assert_eq!(ours & VALID, 0, "the hardware uses {ours:#x}");
         }
     }

@@ -166,11 +166,11 @@ mod tests {
             fn write(&self, address: u64, entry: u64) {
                 self.0.borrow_mut().insert(address, entry);
             }
-            fn lock(&self, _: u64) {}
-            fn unlock(&self, _: u64) {}
+            fn lock(&self, _: u16) {}
+            fn unlock(&self, _: u16) {}
             fn publish(&self) {}
             fn invalidate(&self) {}
-            fn flush(&self, _: u64, _: u64) {}
+            fn flush(&self, _: impl Iterator<Item = crate::protection::Range>) {}
         }
         fill(&layout, &Plain(&map), platform::DRAM, platform::NS_DEVICES).unwrap();
         assert!(map.borrow().keys().all(|address| memory.contains(*address, 8)));
