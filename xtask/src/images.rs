@@ -60,6 +60,8 @@ pub struct Images {
     pub flash: PathBuf,
     /// ELF files whose defmt strings decode each world's log.
     pub logs: Vec<(World, PathBuf)>,
+    /// The linker's map of BL31.
+    pub el3_map: PathBuf,
 }
 
 /// The crates of the images that run at S-EL0 and below, or in the normal world.
@@ -103,7 +105,9 @@ pub fn build(paths: &Paths, platform: &Platform, replacements: &Replacements) ->
         (World::LlmPartition, keep("llm", &elfs.llm)?),
         (World::HostilePartition, keep("hostile", &elfs.hostile)?),
     ];
-    Ok(Images { flash, logs })
+    let el3_map = out.join("bl31.map");
+    paths::write_if_changed(&el3_map, &fs::read(firmware.file("bl31/bl31.map"))?)?;
+    Ok(Images { flash, logs, el3_map })
 }
 
 /// Builds a flash image in which a measurement stands in the SPMC's place, and the EL3 service answers its peers' calls.

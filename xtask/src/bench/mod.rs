@@ -2,6 +2,7 @@
 
 mod granules;
 mod scripts;
+mod size;
 
 use crate::{
     images, model,
@@ -35,6 +36,8 @@ enum Bench {
     Smc,
     /// Instructions for each granule that moves between worlds, and TLB invalidations.
     Granules,
+    /// Lines, bytes and stack of the EL3 part, and what memory the images take.
+    Size,
     /// Perplexity against a float32 evaluation and llama.cpp.
     Accuracy,
     /// Tokens against llama.cpp's.
@@ -92,6 +95,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
         rows.extend(match bench {
             Bench::Smc => calls.clone(),
             Bench::Granules => moves.clone(),
+            Bench::Size => size::measure(paths, &platform)?,
             Bench::Accuracy => scripts::accuracy(paths)?,
             Bench::Tokenizer => scripts::tokenizer(paths)?,
             Bench::Kernels => kernels(paths, &platform)?,
