@@ -25,7 +25,7 @@ pub mod gpt_format;
 pub mod gpt_range;
 #[cfg(all(target_os = "none", isolation = "stage-2"))]
 mod normal_world;
-#[cfg(all(target_os = "none", isolation = "gpt", feature = "bench"))]
+#[cfg(all(target_os = "none", feature = "bench"))]
 mod peer;
 pub mod protection;
 pub mod protocol;

@@ -73,7 +73,7 @@ unsafe extern "C" fn handle(
     handle: *mut u64,
     flags: u64,
 ) -> *mut u64 {
-    #[cfg(all(isolation = "gpt", feature = "bench"))]
+    #[cfg(feature = "bench")]
     // SAFETY: by this function's contract.
     if fid >= el3::peer::NULL && unsafe { crate::peer::handle(fid, handle) } {
         return handle;

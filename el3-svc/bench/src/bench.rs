@@ -6,12 +6,14 @@ use flexserve_abi::{
     el3::{BATCH_LIMIT, Counter, Gpi, LIST_LIMIT, Status, fid, peer},
     log::World,
 };
-use flexserve_platform::{LENDABLE, SECURE_UART_BASE};
+use flexserve_platform::{ISOLATION, Isolation, LENDABLE, SECURE_UART_BASE};
 use smccc::smc64;
 
 const GRANULE: u64 = GRANULE_SIZE as u64;
 /// Where granules are taken from: two 2 MB blocks of the first bank, away from its start, which the payload uses.
 const BLOCK: u64 = LENDABLE[0].base + (64 << 20);
+/// BL31 has a library for granule protection tables only.
+const HAS_PEER: bool = matches!(ISOLATION, Isolation::GranuleProtectionTable);
 /// Repetitions, after one that is not counted: it shatters large blocks.
 const TIMES: u64 = 64;
 
@@ -45,6 +47,7 @@ extern "C" fn main() -> ! {
     single();
     list();
     set(BLOCK + 511 * GRANULE, 1, Gpi::NonSecure);
+    only();
     batch();
     tlbi();
     defmt::info!("bench done");
@@ -109,7 +112,8 @@ fn rows([lend, give_back]: [&str; 2], units: u64, mut ours: impl FnMut(Gpi), mut
         for (sum, to) in sums[0].iter_mut().zip([Gpi::Secure, Gpi::NonSecure]) {
             *sum += count(|| ours(to)) * u64::from(turn > 0);
         }
-        for (sum, to) in sums[1].iter_mut().zip([Gpi::Secure, Gpi::NonSecure]) {
+        let peer = sums[1].iter_mut().filter(|_| HAS_PEER);
+        for (sum, to) in peer.zip([Gpi::Secure, Gpi::NonSecure]) {
             *sum += count(|| theirs(to)) * u64::from(turn > 0);
         }
     }
@@ -131,6 +135,17 @@ fn single() {
     let granule = BLOCK + 5 * GRANULE;
     rows(
         ["granule_single_lend", "granule_single_return"],
+        1,
+        |to| set(granule, 1, to),
+        |to| if to == Gpi::Secure { delegate(granule) } else { undelegate(granule) },
+    );
+}
+
+/// The only granule of its block that is lent: the block is split, and made again.
+fn only() {
+    let granule = BLOCK + 5 * GRANULE;
+    rows(
+        ["granule_only_lend", "granule_only_return"],
         1,
         |to| set(granule, 1, to),
         |to| if to == Gpi::Secure { delegate(granule) } else { undelegate(granule) },
