@@ -45,7 +45,7 @@ impl Stage2 {
     }
 
     fn access(&self) -> Access<'_> {
-        Access { stage2: self, line: cache_line() }
+        Access { stage2: self, line_shift: line_shift() }
     }
 }
 
@@ -68,10 +68,12 @@ impl GranuleProtection for Stage2 {
         owner_of(&LAYOUT, &self.access(), base)
     }
 
+    #[inline(never)]
     fn lend(&self, ranges: &[Range]) -> Moved {
         move_ranges(&LAYOUT, &self.access(), ranges, Direction::Lend)
     }
 
+    #[inline(never)]
     fn give_back(&self, ranges: &[Range]) -> Moved {
         move_ranges(&LAYOUT, &self.access(), ranges, Direction::GiveBack)
     }
@@ -125,13 +127,18 @@ pub fn parange() -> u64 {
 /// The tables during one call.
 struct Access<'a> {
     stage2: &'a Stage2,
-    /// Bytes of the smallest data cache line.
-    line: u64,
+    /// log2 of the bytes of the smallest data cache line.
+    line_shift: u32,
 }
 
 impl Access<'_> {
-    fn locks(&self, set: u16) -> impl Iterator<Item = &AtomicU32> {
-        self.stage2.locks.iter().enumerate().filter(move |(i, _)| set >> i & 1 != 0).map(|(_, lock)| lock)
+    /// The locks of a set, in order. At most 16 turns.
+    fn locks(&self, mut set: u16) -> impl Iterator<Item = &AtomicU32> {
+        core::iter::from_fn(move || {
+            let lock = self.stage2.locks.get(set.trailing_zeros() as usize)?;
+            set &= set - 1;
+            Some(lock)
+        })
     }
 }
 
@@ -192,40 +199,40 @@ impl Tables for Access<'_> {
 
     fn flush(&self, ranges: impl Iterator<Item = Range>) {
         for range in ranges {
-            flush(range, self.line);
+            flush(range, self.line_shift);
         }
         // SAFETY: a barrier; the outer domain, because the mapping is not cacheable.
         unsafe { asm!("dsb osh", options(nostack, preserves_flags)) }
     }
 }
 
-/// Begins to write back and drop the lines of a range, of `line` bytes each.
-fn flush(range: Range, line: u64) {
-    let mut at = range.base;
-    for _ in 0..range.count * (GRANULE_SIZE as u64 / 4) / line {
-        // SAFETY: DC CIVAC writes back and drops lines; it changes no data, and EL3 maps the lendable banks.
-        unsafe {
-            asm!(
-                "dc civac, {at}",
-                "add {at}, {at}, {line}",
-                "dc civac, {at}",
-                "add {at}, {at}, {line}",
-                "dc civac, {at}",
-                "add {at}, {at}, {line}",
-                "dc civac, {at}",
-                "add {at}, {at}, {line}",
-                at = inout(reg) at,
-                line = in(reg) line,
-                options(nostack, preserves_flags),
-            );
-        }
+/// Begins to write back and drop the lines of a range, of 2^`shift` bytes each.
+fn flush(range: Range, shift: u32) {
+    // Sixteen lines a turn.
+    let turns = range.count << (GRANULE_SIZE.trailing_zeros() - 4 - shift);
+    // SAFETY: DC CIVAC writes back and drops lines; it changes no data, and EL3 maps the lendable banks. There is a granule at
+    // least.
+    unsafe {
+        asm!(
+            "2:",
+            ".rept 16",
+            "dc civac, {at}",
+            "add {at}, {at}, {bytes}",
+            ".endr",
+            "subs {turns}, {turns}, #1",
+            "b.ne 2b",
+            at = inout(reg) range.base => _,
+            turns = inout(reg) turns => _,
+            bytes = in(reg) 1_u64 << shift,
+            options(nostack),
+        );
     }
 }
 
-/// Bytes of the smallest data cache line, a power of two from 16 to 1024 (CTR_EL0.DminLine).
-fn cache_line() -> u64 {
+/// log2 of the bytes of the smallest data cache line (CTR_EL0.DminLine); 8 for a larger one.
+fn line_shift() -> u32 {
     let ctr: u64;
     // SAFETY: reads CTR_EL0.
     unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
-    (4 << (ctr >> 16 & 0xf)).min(GRANULE_SIZE as u64 / 4)
+    (2 + (ctr >> 16 & 0xf) as u32).min(8)
 }

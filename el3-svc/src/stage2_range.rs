@@ -63,20 +63,22 @@ pub enum Direction {
 /// Moves granules, in order, until one does not belong to the world it should come from.
 ///
 /// Locks are held for at most [`WAVE`] pieces at a time. How many granules those have, the caller bounds.
+#[inline(always)]
 pub fn move_ranges(layout: &Layout, tables: &impl Tables, ranges: &[Range], direction: Direction) -> Moved {
     let mut pieces = Pieces::of(ranges);
     let mut moved = Moved { done: 0, error: None };
     while moved.error.is_none() && pieces.peek().is_some() {
-        let mut wave = Vec::<Range, WAVE>::new();
+        let mut wanted = Vec::<Range, WAVE>::new();
         let mut locks = 0;
         while let Some(piece) = pieces.peek()
-            && wave.push(piece).is_ok()
+            && wanted.push(piece).is_ok()
         {
             locks |= lock_of(piece.base);
             pieces.advance(piece.count);
         }
         tables.lock(locks);
-        let wave = Wave::take(layout, tables, &wave, direction, &mut moved);
+        let mut wave = Wave { tables, pieces: Vec::new() };
+        wave.take(layout, &wanted, direction, &mut moved);
         match direction {
             Direction::Lend => wave.lend(),
             Direction::GiveBack => wave.give_back(),
@@ -102,39 +104,30 @@ struct Wave<'a, T> {
 }
 
 impl<'a, T: Tables> Wave<'a, T> {
-    fn take(
-        layout: &Layout,
-        tables: &'a T,
-        wanted: &[Range],
-        direction: Direction,
-        moved: &mut Moved,
-    ) -> Self {
+    #[inline(always)]
+    fn take(&mut self, layout: &Layout, wanted: &[Range], direction: Direction, moved: &mut Moved) {
         let from = match direction {
             Direction::Lend => Gpi::NonSecure,
             Direction::GiveBack => Gpi::Secure,
         };
-        let mut pieces = Vec::new();
         for range in wanted {
-            let Some(piece) = Piece::of(layout, tables, *range) else {
+            let Some(piece) = Piece::of(layout, self.tables, *range) else {
                 moved.error = Some(MoveError::NotCovered);
-                break;
+                return;
             };
             let count = piece.owned(from);
-            if count < range.count {
-                moved.error = Some(MoveError::NotOwned);
-            }
             if count > 0 {
                 let piece = Piece { range: Range { count, ..*range }, ..piece };
                 piece.take(direction);
                 moved.done += count;
                 // As many as there are wanted, which fit.
-                let _ = pieces.push(piece);
+                let _ = self.pieces.push(piece);
             }
-            if moved.error.is_some() {
-                break;
+            if count < range.count {
+                moved.error = Some(MoveError::NotOwned);
+                return;
             }
         }
-        Self { tables, pieces }
     }
 
     fn flush(&self) {
