@@ -79,6 +79,10 @@ const TESTS: &[Test] = &[
         run: stage2::walks_through_lent_granules_are_aborted,
     },
     Test { name: "stage2/walks_while_the_table_moves", run: stage2::walks_while_the_table_moves },
+    Test {
+        name: "stage2/cores_that_come_back_are_under_the_tables",
+        run: stage2::cores_that_come_back_are_under_the_tables,
+    },
     // A descriptor that is malformed, or names memory that is not the lender's, changes nothing.
     Test { name: "memory/bad_descriptors", run: memory::bad_descriptors },
     Test { name: "memory/bad_fragments", run: memory::bad_fragments },

@@ -343,6 +343,29 @@ pub fn walks_while_the_table_moves(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
+/// A core that PSCI turns off and on again, and one that comes back from the secure world, runs at EL1 under the same tables.
+pub fn cores_that_come_back_are_under_the_tables(bench: &mut Bench) -> Result<(), String> {
+    ensure!(cores::count() > 1, "this test needs two cores: --smp 2");
+    let system = &mut bench.system;
+    let page = leak_pages(1).as_ptr() as u64;
+    let handle = lend(system, &[page])?;
+    let stopped = |how: &str| {
+        let (level, read) = cores::run(1, move || (exceptions::level(), exceptions::read(page)))?;
+        ensure!(level == 1, "{how}, it runs at EL{level}");
+        let stopped = read.is_err_and(|f| f.is_abort() && status(f) == EXTERNAL_ABORT);
+        ensure!(stopped, "{how}, it reads a lent granule: {read:x?}");
+        Ok(())
+    };
+    stopped("at first")?;
+    cores::turn_off(1)?;
+    cores::turn_on(1, cores::entry(), cores::stack_top(1))?;
+    stopped("off and on")?;
+    cores::lend(1)?;
+    cores::take_back(1)?;
+    stopped("lent and back")?;
+    reclaim(system, handle)
+}
+
 /// Whole blocks, parts of blocks and runs across their ends come and go; what is lent is aborted, what is not is not.
 pub fn blocks_of_every_shape(bench: &mut Bench) -> Result<(), String> {
     const BLOCK_PAGES: usize = 512;
