@@ -22,17 +22,31 @@ const SILENCE: u64 = 60;
 const BOOTS: [(&str, Option<&str>); 2] =
     [("conformance", None), ("conformance-secure", Some("flexserve-conformance-secure"))];
 
-/// Runs the suite and reports it to `json` as well, if that is a file, and to `out/<platform>/conformance.json`.
+/// Runs the suite on each platform and reports it to `out/<platform>/conformance.json`; for the first one, to `json` too.
 ///
 /// # Errors
 ///
 /// If the images cannot be built, or a report not be written.
-pub fn run(paths: &Paths, platform: &str, filter: Option<&str>, json: Option<&Path>) -> Result<Tally> {
-    let platform = Platform::load(paths, platform)?;
+pub fn run(paths: &Paths, platforms: &[String], filter: Option<&str>, json: Option<&Path>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for (index, name) in platforms.iter().enumerate() {
+        let platform = Platform::load(paths, name)?;
+        eprintln!("--- conformance on {name}");
+        tally += on_platform(paths, &platform, filter, json.filter(|_| index == 0))?;
+    }
+    Ok(tally)
+}
+
+fn on_platform(
+    paths: &Paths,
+    platform: &Platform,
+    filter: Option<&str>,
+    json: Option<&Path>,
+) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut entries = Vec::new();
     for (boot, spmc) in BOOTS {
-        let (cases, error) = boot_once(paths, &platform, boot, spmc, filter)?;
+        let (cases, error) = boot_once(paths, platform, boot, spmc, filter)?;
         for case in &cases {
             entries.push(case.json(boot));
             count(&mut tally, case);

@@ -14,10 +14,10 @@ use std::{fmt, ops::AddAssign, path::PathBuf};
 /// What `test` can be told.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The platform that is booted. Otherwise the system tests boot each of them, the conformance suite the first.
+    /// The platform that is booted; each of them otherwise.
     #[arg(long)]
     platform: Option<String>,
-    /// Write the report of the conformance suite here, as JSON.
+    /// Write the report of the conformance suite here, as JSON; that of the first platform, if there are more.
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
     /// Only this suite; all of them but `fuzz` otherwise.
@@ -106,7 +106,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
             Suite::Unit => host::unit(paths, filter),
             Suite::Kernels => kernels::run(paths, filter),
             Suite::System => system::run(paths, &platforms, filter),
-            Suite::Conformance => conformance::run(paths, &platforms[0], filter, options.json.as_deref()),
+            Suite::Conformance => conformance::run(paths, &platforms, filter, options.json.as_deref()),
             Suite::Fuzz => fuzz::run(paths, filter),
         };
         interrupt::check()?;
