@@ -48,20 +48,6 @@ include!(concat!(env!("OUT_DIR"), "/facts.rs"));
 mod tests {
     use super::*;
 
-    const FIXED: [Region; 4] = [EL3, SPMC, LLM_PARTITION, HOSTILE_PARTITION];
-
-    #[test]
-    fn carve_outs_never_overlap_each_other_or_a_lendable_bank() {
-        let copy = SPMC_MANIFEST_SOURCE.map(|_| SPMC_MANIFEST);
-        let optional = [RMM, STAGE2_TABLES, copy];
-        let all = FIXED.iter().chain(LENDABLE).chain(optional.iter().flatten()).chain(NS_DEVICES);
-        for (i, a) in all.clone().enumerate() {
-            for b in all.clone().skip(i + 1) {
-                assert!(a.end() <= b.base || b.end() <= a.base, "{a:x?} overlaps {b:x?}");
-            }
-        }
-    }
-
     #[test]
     fn a_region_contains_its_ends_and_nothing_past_them() {
         let region = Region { base: 0x1000, size: 0x2000 };

@@ -244,6 +244,38 @@ mod tests {
         assert_eq!(size("99999999999G"), None);
     }
 
+    /// A number of `table`, which has it.
+    fn number(table: &toml::Value, key: &str) -> u64 {
+        table[key].as_integer().unwrap().try_into().unwrap()
+    }
+
+    #[test]
+    fn no_region_of_a_platform_overlaps_another() {
+        let paths = Paths::find().unwrap();
+        for name in Platform::names(&paths) {
+            let facts: toml::Table = read(&paths.root.join("fvp").join(&name).join("platform.toml")).unwrap();
+            let mut regions = Vec::new();
+            for (key, value) in &facts {
+                let list = value.as_array().map_or_else(|| vec![value.clone()], Clone::clone);
+                for table in list.iter().filter(|table| table.get("size").is_some()) {
+                    let base = number(table, "base");
+                    regions.push((base, base + number(table, "size"), key));
+                }
+            }
+            // What holds others, or is a part of one.
+            regions.retain(|(base, _, key)| {
+                let el3 = &facts["el3"];
+                let in_el3 = (number(el3, "base")..number(el3, "base") + number(el3, "size")).contains(base);
+                *key != "dram" && (*key == "el3" || !in_el3)
+            });
+            regions.sort_unstable();
+            for pair in regions.windows(2) {
+                assert!(pair[0].1 <= pair[1].0, "{name}: {} overlaps {}", pair[0].2, pair[1].2);
+            }
+            assert!(regions.len() > 4, "{name}: {regions:?}");
+        }
+    }
+
     #[test]
     fn memory_is_refused_just_outside_its_bounds() {
         let map = Platform::load(&Paths::find().unwrap(), "qemu-rme").unwrap().map;
