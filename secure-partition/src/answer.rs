@@ -33,7 +33,8 @@ pub fn serve<B: Borrow>(
     let generator = Manifest::parse(segments.first().copied().unwrap_or_default())
         .and_then(|manifest| Model::new(manifest, &segments))
         .ok()
-        .and_then(|model| Generator::new(model, parts.workspace, context, own.isa).ok());
+        .and_then(|model| Generator::new(model, parts.workspace, context, own.isa).ok())
+        .map(|generator| generator.with_workers(own.workers));
     let Some(generator) = generator else {
         return link.exchange(failure(Status::BadModel));
     };

@@ -10,11 +10,33 @@ use flexserve_abi::{
     service::Status,
 };
 use flexserve_kernels::isa::Isa;
-use flexserve_partition_runtime::{Borrower, Request, wait};
+use flexserve_llm::workers::{Alone, Workers};
+use flexserve_partition_runtime::{
+    Borrower, Request, wait,
+    workers::{Cores, PARTS},
+};
 use static_cell::ConstStaticCell;
 
 /// Where a prompt is copied to.
 static PROMPT: ConstStaticCell<[u8; 1 << 20]> = ConstStaticCell::new([0; 1 << 20]);
+
+/// The cores that the normal world has lent, and the one that runs this.
+#[derive(Debug)]
+struct Lent(Cores);
+
+impl Workers for Lent {
+    fn cores(&self) -> usize {
+        self.0.count()
+    }
+
+    fn run(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+        // More parts than one job can have go together.
+        let at_once = parts.div_ceil(PARTS).max(1);
+        self.0.run(parts.div_ceil(at_once), &|job| {
+            (job * at_once..parts.min((job + 1) * at_once)).for_each(work);
+        });
+    }
+}
 
 /// The request that is being answered.
 struct Caller(Request);
@@ -45,8 +67,13 @@ extern "Rust" fn partition_main(isa: IsaFeatures) -> ! {
     // SAFETY: the SPMC read the features from the ID registers of the cores that run this partition.
     let isa = unsafe { Isa::from_features(isa.bits()) };
     let mut borrower = Borrower::new(LLM_PARTITION).expect("the SPMC maps this partition's buffers");
+    let lent = Cores::employ().map(Lent);
+    if lent.is_err() {
+        defmt::warn!("lent cores cannot help");
+    }
+    let workers: &dyn Workers = lent.as_ref().map_or(&Alone, |lent| lent);
     defmt::info!("ready");
     let (mut link, first) = Caller(wait()).proper();
-    serve(&mut borrower, &mut link, first, Resources { prompt: PROMPT.take(), isa });
+    serve(&mut borrower, &mut link, first, Resources { prompt: PROMPT.take(), isa, workers });
     unreachable!("the link never ends")
 }

@@ -8,6 +8,7 @@ use crate::{
 };
 use flexserve_abi::service::{Op, Status};
 use flexserve_kernels::isa::Isa;
+use flexserve_llm::workers::Workers;
 
 /// A request: x4, and x5 on.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,8 @@ pub struct Resources<'a> {
     pub prompt: &'a mut [u8],
     /// Instructions that the kernels may use.
     pub isa: Isa,
+    /// Cores that compute together.
+    pub workers: &'a dyn Workers,
 }
 
 /// Serves from the first request on.

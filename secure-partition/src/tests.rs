@@ -13,6 +13,7 @@ use flexserve_abi::{
     service::{Finish, Op, State, Status, WORKSPACE},
 };
 use flexserve_kernels::isa::Isa;
+use flexserve_llm::workers::Alone;
 use flexserve_llm::{Generator, generator::Settings};
 use std::{
     collections::BTreeMap,
@@ -134,7 +135,12 @@ fn replies(requests: &[Message], prompt: &str, all_back: bool) -> Vec<Reply> {
         replies.extend(reply);
         rest.next().copied()
     });
-    serve(&mut memory, &mut link, requests[0], Resources { prompt: &mut [0; 512], isa: Isa::BASELINE });
+    serve(
+        &mut memory,
+        &mut link,
+        requests[0],
+        Resources { prompt: &mut [0; 512], isa: Isa::BASELINE, workers: &Alone },
+    );
     if all_back {
         assert_eq!(memory.lent.len(), lent);
         assert!(memory.shared.is_some());
@@ -220,7 +226,12 @@ fn a_full_ring_stops_the_answer_until_it_is_read() {
         finish = reply[2];
         (read.is_empty() || finish == 0).then(|| message(Op::Next, &[1, 1000]))
     });
-    serve(&mut memory, &mut link, first, Resources { prompt: &mut [0; 512], isa: Isa::BASELINE });
+    serve(
+        &mut memory,
+        &mut link,
+        first,
+        Resources { prompt: &mut [0; 512], isa: Isa::BASELINE, workers: &Alone },
+    );
     assert_ne!(finish, Finish::Running as u64);
     assert_eq!(read, text);
 }

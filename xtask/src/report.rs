@@ -131,6 +131,7 @@ impl Report {
             "granules_recalled": done.granules_recalled,
             "granules_nonzero_after_recall": done.granules_nonzero_after_recall,
             "preemptions": done.preemptions,
+            "lent_cores": done.lent_cores,
             "el3": done.el3.iter().map(|(k, v)| (k.clone(), json!(v))).collect::<serde_json::Map<_, _>>(),
             "logits_sha256": done.logits_sha256,
             "attacks": attacks,

@@ -101,6 +101,8 @@ pub struct Done {
     pub granules_nonzero_after_recall: u64,
     /// Times that an NS interrupt preempted the partition and `FFA_RUN` resumed it.
     pub preemptions: u64,
+    /// Cores that the normal world lent for the answer.
+    pub lent_cores: u64,
     /// EL3 counters, by name (`flexserve_abi::el3::Counter`).
     pub el3: Vec<(String, u64)>,
     /// SHA-256 over the logits of every step, in hexadecimal.

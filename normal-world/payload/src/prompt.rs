@@ -1,9 +1,9 @@
 //! The main job: a prompt is answered inside the secure world.
 
 use alloc::{format, string::String};
-use core::cell::RefCell;
+use core::{cell::RefCell, ops::Range};
 
-use flexserve_abi::service::Finish;
+use flexserve_abi::{el3::Feature, service::Finish};
 use flexserve_client::{
     el3,
     job::{Done, Job, Record},
@@ -12,7 +12,7 @@ use flexserve_client::{
 };
 
 use crate::{
-    attack, gic, record,
+    attack, cores, gic, record,
     session::{Container, Session},
     system::System,
     timer,
@@ -141,9 +141,11 @@ pub fn run(job: &Job) -> Result<(), String> {
     let mut model = Container::open()?;
     let (mut session, mut ring) = Session::open(&mut system, job.prompt.len(), job.context.into())?;
     session.load(&mut system, &mut model)?;
+    let workers = lend_cores(&mut system, job)?;
     let figures = answer(&mut system, &session, &mut ring, job, STREAM, |system, session| {
         if job.attack { attack::run(system, session, &job.targets) } else { Ok(()) }
     })?;
+    workers.clone().try_for_each(cores::take_back)?;
     let granules_lent = session.granules_lent;
     let returned = session.close(&mut system)?;
     record::emit(&Record::Done(Done {
@@ -156,10 +158,23 @@ pub fn run(job: &Job) -> Result<(), String> {
         granules_recalled: returned.granules,
         granules_nonzero_after_recall: returned.nonzero,
         preemptions: figures.preemptions,
+        lent_cores: workers.len() as u64,
         el3: el3::counters(system.ffa.conduit()),
         logits_sha256: hexadecimal(&figures.report.logits_sha256),
     }));
     Ok(())
+}
+
+/// Lends the partition all cores but this one. One more stays to attack, if that is the job.
+fn lend_cores(system: &mut System, job: &Job) -> Result<Range<usize>, String> {
+    let lendable = match el3::feature(system.ffa.conduit(), Feature::Cores) {
+        u64::MAX => 0,
+        cores => cores as usize,
+    };
+    let first = if job.attack { 2 } else { 1 };
+    let lent = first..cores::count().min(lendable).max(first);
+    lent.clone().try_for_each(cores::lend)?;
+    Ok(lent)
 }
 
 /// Has the job's prompt answered; `between` runs once, in the middle of the answer.

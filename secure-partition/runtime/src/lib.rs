@@ -22,6 +22,8 @@
 //! | `descriptor` | what `FFA_MEM_RETRIEVE_REQ` sends and gets | forbidden |
 //! | `conduit` | the SVC instruction | one instruction |
 //! | `memory` | RX/TX buffers, `Lent` and `Shared` regions | addresses that the SPMC answers |
+//! | `team` | one job, divided among cores that may vanish | where a job's closure is kept |
+//! | `workers` | entry and stacks of workers on lent cores | entry code, a register |
 //! | `entry`, `log` | start-up, defmt by `FFA_CONSOLE_LOG`, panics | linker symbols |
 #![no_std]
 // The host tests the pure modules; what uses them there are only those tests.
@@ -29,6 +31,7 @@
 
 mod descriptor;
 mod message;
+mod team;
 
 #[cfg(target_os = "none")]
 mod conduit;
@@ -38,6 +41,8 @@ mod entry;
 mod log;
 #[cfg(target_os = "none")]
 mod memory;
+#[cfg(target_os = "none")]
+pub mod workers;
 
 pub use arm_ffa::FfaError;
 pub use flexserve_abi::isa::IsaFeatures;

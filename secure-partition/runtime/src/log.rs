@@ -1,6 +1,6 @@
 //! defmt by `FFA_CONSOLE_LOG`, and the panic handler.
 
-use crate::{conduit::svc, message::call};
+use crate::{conduit::svc, message::call, workers::is_worker};
 use arm_ffa::{FfaError, FuncId};
 use core::cell::UnsafeCell;
 
@@ -15,14 +15,14 @@ struct State {
 
 struct Log(UnsafeCell<State>);
 
-// SAFETY: a partition has one execution context and no interrupt handlers.
+// SAFETY: a partition's main context alone logs, and it has no interrupt handlers.
 unsafe impl Sync for Log {}
 
 static LOG: Log = Log(UnsafeCell::new(State { encoder: defmt::Encoder::new(), bytes: [0; BATCH], len: 0 }));
 
 fn push(bytes: &[u8]) {
     for byte in bytes {
-        // SAFETY: one execution context; the encoder's borrow (another field) does not overlap `bytes` and `len`.
+        // SAFETY: one context; the encoder's borrow (another field) does not overlap `bytes` and `len`.
         let (buffer, len) = unsafe { (&mut (*LOG.0.get()).bytes, &mut (*LOG.0.get()).len) };
         buffer[*len] = *byte;
         *len += 1;
@@ -51,7 +51,7 @@ fn send() {
 #[defmt::global_logger]
 struct Logger;
 
-// SAFETY: one execution context, so frames never overlap; `acquire` is not called again before `release`.
+// SAFETY: one context, so frames never overlap; `acquire` is not called again before `release`.
 unsafe impl defmt::Logger for Logger {
     fn acquire() {
         // SAFETY: as above.
@@ -74,10 +74,11 @@ unsafe impl defmt::Logger for Logger {
     }
 }
 
-/// Tells where, never what: a message could carry the partition's data.
+/// Tells where, never what: a message could carry the partition's data. A worker tells nothing.
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo) -> ! {
     match info.location() {
+        _ if is_worker() => {}
         Some(at) => defmt::error!("panic at {=str}:{=u32}", at.file(), at.line()),
         None => defmt::error!("panic"),
     }
