@@ -5,6 +5,9 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
+/// How an emulator is called, if there is one.
+const EMULATOR: &str = "qemu.toml";
+
 /// Everything in `fvp/<name>/` that is data.
 #[derive(Clone, Debug)]
 pub struct Platform {
@@ -16,8 +19,8 @@ pub struct Platform {
     pub map: Map,
     /// `tf-a.toml`.
     pub firmware: Firmware,
-    /// `qemu.toml`.
-    pub machine: Machine,
+    /// `qemu.toml`, where there is an emulator.
+    machine: Option<Machine>,
 }
 
 /// What xtask needs of the memory map.
@@ -152,7 +155,10 @@ impl Platform {
             name: name.to_owned(),
             map: read(&folder.join("platform.toml"))?,
             firmware: read(&folder.join("tf-a.toml"))?,
-            machine: read(&folder.join("qemu.toml"))?,
+            machine: Some(folder.join(EMULATOR))
+                .filter(|file| file.is_file())
+                .map(|file| read(&file))
+                .transpose()?,
             folder,
         })
     }
@@ -211,8 +217,25 @@ impl Platform {
         self.name.split('/').next().unwrap_or_default()
     }
 
+    /// The emulator.
+    ///
+    /// # Errors
+    ///
+    /// If the platform has none.
+    pub fn machine(&self) -> Result<&Machine> {
+        self.machine
+            .as_ref()
+            .with_context(|| format!("{} has no emulator to run on: no {EMULATOR}", self.name))
+    }
+
+    /// Every platform that can be run here, in the order of their names.
+    pub fn emulated(paths: &Paths) -> Vec<String> {
+        let has_emulator = |name: &String| paths.root.join("fvp").join(name).join(EMULATOR).is_file();
+        Self::names(paths).into_iter().filter(has_emulator).collect()
+    }
+
     /// Every platform, in the order of their names.
-    pub fn names(paths: &Paths) -> Vec<String> {
+    fn names(paths: &Paths) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(paths.root.join("fvp"))
             .into_iter()
             .flatten()

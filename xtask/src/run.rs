@@ -208,15 +208,16 @@ pub fn boot_into(
     let log = paths.platform(&platform.name).join("run.log");
     let tables = Tables::read(&images.logs)?;
     let job_file = serde_json::to_vec(job)?;
+    let machine = platform.machine()?;
     let setup = Setup {
         flash: &images.flash,
-        cores: options.smp.unwrap_or(platform.machine.cores),
-        memory: options.memory.as_deref().unwrap_or(&platform.machine.memory),
+        cores: options.smp.unwrap_or(machine.cores),
+        memory: options.memory.as_deref().unwrap_or(&machine.memory),
         job: &job_file,
         model,
         extra: if options.count_instructions { &COUNT_INSTRUCTIONS } else { &[] },
     };
-    let mut qemu = Qemu::start(&platform.machine, &setup)?;
+    let mut qemu = Qemu::start(machine, &setup)?;
     let mut listener = Listener {
         records: Parser::default(),
         logs: tables.reader(),

@@ -28,15 +28,16 @@ pub fn measure(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
     let images = images::el3_bench(paths, platform)?;
     let tables = Tables::read(&images.logs)?;
     let mut reader = tables.reader();
+    let machine = platform.machine()?;
     let setup = Setup {
         flash: &images.flash,
         cores: 1,
-        memory: &platform.machine.memory,
+        memory: &machine.memory,
         job: b"{}",
         model: None,
         extra: &COUNT_INSTRUCTIONS,
     };
-    let qemu = Qemu::start(&platform.machine, &setup)?;
+    let qemu = Qemu::start(machine, &setup)?;
     let begun = Instant::now();
     let mut rows = Vec::new();
     while begun.elapsed() < PATIENCE {

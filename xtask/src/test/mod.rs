@@ -95,7 +95,7 @@ impl fmt::Display for Tally {
 /// If the user interrupts.
 pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
     let filter = options.filter.as_deref();
-    let platforms = options.platform.clone().map_or_else(|| Platform::names(paths), |name| vec![name]);
+    let platforms = options.platform.clone().map_or_else(|| Platform::emulated(paths), |name| vec![name]);
     let mut sum = Tally::default();
     let wanted = |suite: &&Suite| options.suite.map_or(**suite != Suite::Fuzz, |only| only == **suite);
     for suite in Suite::value_variants().iter().filter(wanted) {
