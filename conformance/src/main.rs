@@ -20,6 +20,8 @@ mod observe;
 #[cfg(target_os = "none")]
 mod proxy;
 #[cfg(target_os = "none")]
+mod stress;
+#[cfg(target_os = "none")]
 mod suite;
 
 #[cfg(not(target_os = "none"))]

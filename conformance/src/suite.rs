@@ -5,7 +5,7 @@ use alloc::{boxed::Box, format, string::String, vec::Vec};
 use flexserve_client::job::Job;
 use flexserve_normal_runtime::{machine, record};
 
-use crate::{bench::Bench, cases};
+use crate::{bench::Bench, cases, stress};
 
 /// Why a case did not pass.
 pub enum Failure {
@@ -69,17 +69,28 @@ extern "C" fn payload_main() -> ! {
 /// Runs the cases whose names contain one of the job's words; "all" stands for every case.
 fn run(job: &Job) -> Result<(), String> {
     let mut bench = Bench::start();
+    if job.operations != 0 {
+        record::line("TAP version 14\n1..1");
+        let name = format!("stress: {} operations, seed {:#x}", job.operations, job.seed);
+        report(1, &name, "DESIGN rules 1 to 6", stress::run(bench, job.operations, job.seed));
+        return Ok(());
+    }
     let Cases(mut cases) = cases::all(&bench);
     cases.retain(|case| job.tests.iter().any(|word| word == "all" || case.name.contains(word.as_str())));
     record::line(&format!("TAP version 14\n1..{}", cases.len()));
     for (case, number) in cases.iter().zip(1..) {
         let Case { name, rule, run } = case;
         let verdict = run(&mut bench);
-        record::line(&match verdict {
-            Ok(()) => format!("ok {number} - {name} # {rule}"),
-            Err(Failure::Missing(what)) => format!("ok {number} - {name} # SKIP {what} # {rule}"),
-            Err(Failure::Wrong(what)) => format!("not ok {number} - {name} # {rule} # {what}"),
-        });
+        report(number, name, rule, verdict);
     }
     Ok(())
+}
+
+/// One line of the protocol.
+fn report(number: u32, name: &str, rule: &str, verdict: Verdict) {
+    record::line(&match verdict {
+        Ok(()) => format!("ok {number} - {name} # {rule}"),
+        Err(Failure::Missing(what)) => format!("ok {number} - {name} # SKIP {what} # {rule}"),
+        Err(Failure::Wrong(what)) => format!("not ok {number} - {name} # {rule} # {what}"),
+    });
 }

@@ -169,6 +169,7 @@ pub fn job(platform: &Platform, options: &Options) -> Job {
         .into_iter()
         .filter_map(|(name, base)| Some(Target { name: name.to_owned(), base: base? }))
         .collect(),
+        operations: 0,
         tests: Vec::new(),
     }
 }

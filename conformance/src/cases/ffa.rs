@@ -301,7 +301,7 @@ fn messages(cases: &mut Cases) {
 }
 
 /// Runs `f` while no buffers are mapped, and maps them again.
-fn without_buffers(bench: &mut Bench, f: impl Fn(&mut Bench, (u64, u64)) -> Verdict) -> Verdict {
+pub fn without_buffers(bench: &mut Bench, f: impl Fn(&mut Bench, (u64, u64)) -> Verdict) -> Verdict {
     let buffers = bench.system()?.buffers;
     let ffa = &mut bench.system()?.ffa;
     ffa.unmap_buffers().map_err(|e| format!("unmapping the buffers: {e}"))?;

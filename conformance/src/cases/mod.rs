@@ -6,7 +6,7 @@ mod lending;
 mod ownership;
 mod psci;
 mod realm;
-mod recall;
+pub mod recall;
 mod registers;
 mod secure;
 mod smccc;

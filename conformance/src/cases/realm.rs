@@ -6,8 +6,10 @@ use flexserve_abi::{
     el3::{self, Counter, Feature, Gpi, Status, fid},
     probe::RealmOp,
 };
+use flexserve_client::ffa::Function;
 use flexserve_platform::LENDABLE;
 
+use super::ffa::{refused, without_buffers};
 use crate::{
     bench::{Bench, GRANULE, call, on_core, other_core},
     suite::{Cases, Failure, Verdict, ensure},
@@ -101,6 +103,24 @@ pub fn cases(cases: &mut Cases) {
         ensure!(back == 0, "RMI_GRANULE_UNDELEGATE answers {back:#x}");
         Ok(())
     });
+    cases.add(
+        "realm",
+        "a page that the Realm world has does not become a buffer",
+        "DESIGN rule 1",
+        |bench| {
+            bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;
+            let page = bench.pages(1)?[0];
+            let given = call(RMI_GRANULE_DELEGATE, &[page])[0];
+            ensure!(given == 0, "RMI_GRANULE_DELEGATE answers {given:#x}");
+            let verdict = without_buffers(bench, |bench, (tx, rx)| {
+                refused(bench, Function::RxTxMap64, &[tx, page, 1])?;
+                refused(bench, Function::RxTxMap64, &[page, rx, 1])
+            });
+            let back = call(RMI_GRANULE_UNDELEGATE, &[page])[0];
+            ensure!(back == 0, "RMI_GRANULE_UNDELEGATE answers {back:#x}");
+            verdict
+        },
+    );
 }
 
 /// Runs `f` while a page is lent.

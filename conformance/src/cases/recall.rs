@@ -140,17 +140,19 @@ fn service(bench: &mut Bench) -> Verdict {
 }
 
 /// A page that a partition reads for ever.
-struct Held {
+pub struct Held {
     borrower: EndpointId,
     handle: u64,
-    page: u64,
+    /// The page.
+    pub page: u64,
     /// What the partition's last slice ended in.
     answer: Registers,
     resume: Registers,
 }
 
 impl Held {
-    fn start(bench: &mut Bench) -> Result<Self, Failure> {
+    /// Lends a page to the partition, which is told to hold on.
+    pub fn start(bench: &mut Bench) -> Result<Self, Failure> {
         service(bench)?;
         let borrower = bench.hostile()?;
         let pages = bench.patterned(1)?;
@@ -210,7 +212,8 @@ impl Held {
         Ok(error && self.answer[2] as u32 as i32 == i32::from(Code::Aborted))
     }
 
-    fn take_back(&mut self, bench: &mut Bench) -> Verdict {
+    /// Notice, deadline, reclaim.
+    pub fn take_back(&mut self, bench: &mut Bench) -> Verdict {
         self.notice(bench)?;
         self.revoke(bench)?;
         self.finish(bench).map(drop)

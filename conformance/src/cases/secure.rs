@@ -276,9 +276,14 @@ fn arguments(cases: &mut Cases) {
             answers(bench, fid::GRANULE_SET_LIST, &[attributes, page | 1], INVALID)
         });
     }
-    for (name, count) in
-        [("0", 0), ("2^32", 1 << 32), ("2^51", 1 << 51), ("2^52", 1 << 52), ("2^64 - 1", u64::MAX)]
-    {
+    for (name, count) in [
+        ("0", 0),
+        ("2^32", 1 << 32),
+        ("2^51", 1 << 51),
+        ("2^52", 1 << 52),
+        ("2^52 + 1", (1 << 52) + 1),
+        ("2^64 - 1", u64::MAX),
+    ] {
         cases.add("secure", format!("a count of {name} is INVALID_PARAMETERS"), RULE_5, move |bench| {
             let page = bench.contiguous(1)?[0];
             answers(bench, fid::GRANULE_SET, &[page, count, Gpi::Secure as u64], INVALID)

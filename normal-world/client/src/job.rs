@@ -31,6 +31,9 @@ pub struct Job {
     pub attack: bool,
     /// Addresses worth attacking that the normal world should not need to know otherwise.
     pub targets: Vec<Target>,
+    /// Operations of the stress test, which runs instead of the conformance suite if there are any.
+    #[serde(default)]
+    pub operations: u64,
     /// System tests to run instead of a prompt: those whose names contain one of these words, or all for `["all"]`.
     pub tests: Vec<String>,
 }

@@ -21,7 +21,7 @@ mod session;
 mod tests;
 
 #[cfg(target_os = "none")]
-use flexserve_normal_runtime::{cores, exceptions, gic, record, system, timer, vectors};
+use flexserve_normal_runtime::{cores, exceptions, gic, random, record, system, timer, vectors};
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

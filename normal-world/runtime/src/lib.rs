@@ -4,6 +4,7 @@
 //! - [`exceptions`]: accesses that may fault, and what becomes of all other exceptions;
 //! - [`cores`], [`gic`], [`timer`]: the other cores and interrupts;
 //! - [`mmu`], [`heap`], [`system`]: memory, and what of it can be lent;
+//! - [`random`]: numbers that a seed repeats;
 //! - [`vectors`]: SIMD and SVE registers across a call;
 //! - [`fw_cfg`], [`record`]: the job from the host, and the answers to it.
 //!
@@ -20,6 +21,7 @@ pub mod gic;
 mod heap;
 pub mod machine;
 mod mmu;
+pub mod random;
 pub mod record;
 pub mod system;
 pub mod timer;

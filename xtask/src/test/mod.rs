@@ -1,6 +1,6 @@
 //! `test`: every suite, counted case by case.
 
-mod conformance;
+pub mod conformance;
 mod fuzz;
 mod host;
 mod kernels;
@@ -9,17 +9,28 @@ mod system;
 use crate::{interrupt, paths::Paths, platform::Platform};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use std::{fmt, ops::AddAssign, path::PathBuf};
+use std::{
+    fmt,
+    ops::AddAssign,
+    path::PathBuf,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// What `test` can be told.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// The platform that is booted; each of them otherwise.
+    /// The platform that is booted. Otherwise each of them is.
     #[arg(long)]
     platform: Option<String>,
-    /// Write the report of the conformance suite here, as JSON; that of the first platform, if there are more.
+    /// Write the report of the conformance suite here, as JSON.
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
+    /// Operations of the stress test.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    operations: u64,
+    /// Seed of the stress test; the clock's otherwise. Decimal, or hexadecimal behind 0x.
+    #[arg(long, value_parser = seed)]
+    seed: Option<u64>,
     /// Only this suite; all of them but `fuzz` otherwise.
     suite: Option<Suite>,
     /// Only tests whose name contains this.
@@ -39,6 +50,8 @@ enum Suite {
     System,
     /// The rules that every port keeps, booted, case by case.
     Conformance,
+    /// Cores that lend, touch, recall and call garbage at random, against a shadow.
+    Stress,
     /// The fuzz targets, briefly; only if asked for.
     Fuzz,
 }
@@ -107,6 +120,10 @@ pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
             Suite::Kernels => kernels::run(paths, filter),
             Suite::System => system::run(paths, &platforms, filter),
             Suite::Conformance => conformance::run(paths, &platforms, filter, options.json.as_deref()),
+            Suite::Stress => {
+                let seed = options.seed.unwrap_or_else(clock);
+                conformance::stress(paths, &platforms, options.operations, seed)
+            }
             Suite::Fuzz => fuzz::run(paths, filter),
         };
         interrupt::check()?;
@@ -120,6 +137,19 @@ pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
     }
     println!("{sum}");
     Ok(sum.failed == 0 && sum.passed != 0)
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|e| e.to_string())
+}
+
+/// A seed that differs from run to run.
+fn clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 /// The number before `word` in a summary such as `12 passed, 1 failed`.

@@ -16,7 +16,7 @@ use flexserve_client::{
 };
 
 use super::{Bench, ensure};
-use crate::{cores, gic, record, system::Smc, timer};
+use crate::{cores, gic, random::Random, record, system::Smc, timer};
 
 /// Calls of one run.
 const CALLS: u32 = 20_000;
@@ -28,67 +28,36 @@ const RXTX_UNMAP: u64 = 0x67;
 /// A session that is never open.
 const NO_SESSION: u64 = u64::MAX;
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    /// A number that some check might stumble over.
-    fn argument(&mut self) -> u64 {
-        match self.below(8) {
-            0 => 0,
-            1 => u64::MAX,
-            2 => 1 << self.below(64),
-            3 => self.below(32),
-            4 => 0x4000_0000 + (self.below(0xc_0000) << 12),
-            5 => 0x0e00_0000 + (self.below(0x1000) << 12),
-            6 => self.next() & 0xffff_ffff,
-            _ => self.next(),
+/// A call of FF-A or the EL3 service with random arguments.
+fn random_call(random: &mut Random) -> Registers {
+    let mut call: Registers = core::array::from_fn(|_| random.argument());
+    let wide = 0x8400_0000 | random.below(2) << 30;
+    call[0] = match random.below(4) {
+        0 => u64::from(fid::VERSION) + random.below(0x30),
+        1 => {
+            let UuidRegisters(low, high) = UuidRegisters::new(LLM_SERVICE);
+            [call[1], call[2], call[3]] = [0x8001, low, high];
+            // CLOSE and RECALL of a session that another test holds would be obeyed; no session is open here.
+            call[4] = random.below(9);
+            u32::from(Function::MsgSendDirectReq64_2).into()
         }
+        _ => wide | FFA_NUMBERS.start + random.below(FFA_NUMBERS.end - FFA_NUMBERS.start),
+    };
+    if call[0] & 0xff == RXTX_UNMAP {
+        call[0] += 1;
     }
-
-    /// A call of FF-A or the EL3 service with random arguments.
-    fn call(&mut self) -> Registers {
-        let mut call: Registers = core::array::from_fn(|_| self.argument());
-        let wide = 0x8400_0000 | self.below(2) << 30;
-        call[0] = match self.below(4) {
-            0 => u64::from(fid::VERSION) + self.below(0x30),
-            1 => {
-                let UuidRegisters(low, high) = UuidRegisters::new(LLM_SERVICE);
-                [call[1], call[2], call[3]] = [0x8001, low, high];
-                // CLOSE and RECALL of a session that another test holds would be obeyed; no session is open here.
-                call[4] = self.below(9);
-                u32::from(Function::MsgSendDirectReq64_2).into()
-            }
-            _ => wide | FFA_NUMBERS.start + self.below(FFA_NUMBERS.end - FFA_NUMBERS.start),
-        };
-        if call[0] & 0xff == RXTX_UNMAP {
-            call[0] += 1;
-        }
-        if call[0] & 0xff == 0x6f || call[1] as u16 == 0x8002 {
-            // The hostile partition obeys, and can be told to spin for ever.
-            call[1] = 0x8001;
-        }
-        call
+    if call[0] & 0xff == 0x6f || call[1] as u16 == 0x8002 {
+        // The hostile partition obeys, and can be told to spin for ever.
+        call[1] = 0x8001;
     }
+    call
 }
 
 /// Makes random calls. A partition that one of them preempts or starts is run to its end.
 fn storm(seed: u64) {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     for _ in 0..CALLS {
-        let mut answer = Smc.call(random.call());
+        let mut answer = Smc.call(random_call(&mut random));
         while answer[0] == u64::from(u32::from(Function::Interrupt32)) {
             gic::acknowledge();
             answer = Smc.call(registers(Function::Run32.into(), &[answer[1]]));
