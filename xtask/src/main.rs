@@ -8,6 +8,7 @@ mod images;
 mod interrupt;
 mod logs;
 mod model;
+mod mutate;
 mod package;
 mod paths;
 mod platform;
@@ -50,6 +51,8 @@ enum Command {
     Run(run::Options),
     /// Run the tests; the last line is their sum.
     Test(test::Options),
+    /// Break a copy of the firmware on purpose, defect by defect, and see that the tests notice.
+    Mutate(mutate::Options),
     /// Measure.
     Bench(bench::Options),
     /// Pack, inspect, verify or run a model on this host.
@@ -88,6 +91,7 @@ fn dispatch(command: Command) -> Result<u8> {
         }
         Command::Run(options) => run::run(&paths, &options).map(|()| 0),
         Command::Test(options) => test::run(&paths, &options).map(|well| u8::from(!well)),
+        Command::Mutate(options) => mutate::run(&paths, &options).map(|well| u8::from(!well)),
         Command::Bench(options) => bench::run(&paths, &options).map(|()| 0),
         Command::Model { args } => model::forward(&paths, &args),
     }

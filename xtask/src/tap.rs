@@ -64,6 +64,11 @@ impl Line {
 }
 
 impl Case {
+    /// Whether the rule does not hold.
+    pub fn failed(&self) -> bool {
+        matches!(self.verdict, Verdict::Failed(_))
+    }
+
     /// The case's entry in a report.
     pub fn json(&self, boot: &str) -> Value {
         let (result, detail) = match &self.verdict {
