@@ -255,25 +255,13 @@ fn scratch(paths: &Paths) -> Result<Paths> {
 mod tests {
     use super::*;
 
-    fn defects() -> (Paths, Vec<Defect>) {
-        let paths = Paths::find().unwrap();
-        let defects = read(&paths.root, &[]).unwrap();
-        (paths, defects)
-    }
-
-    #[test]
-    fn every_defect_applies_to_the_tree_as_it_is() {
-        let (paths, defects) = defects();
-        for defect in &defects {
-            let sound = fs::read_to_string(paths.root.join(&defect.file)).unwrap();
-            let broken = apply(&sound, defect).unwrap();
-            assert_ne!(sound, broken, "{}", defect.name);
-        }
+    fn defects() -> Vec<Defect> {
+        read(&Paths::find().unwrap().root, &[]).unwrap()
     }
 
     #[test]
     fn there_are_enough_defects_and_no_two_of_one_name() {
-        let (_, defects) = defects();
+        let defects = defects();
         let names: BTreeSet<&str> = defects.iter().map(|d| &*d.name).collect();
         assert_eq!(names.len(), defects.len());
         assert!(defects.len() >= 20);
@@ -283,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_defect_that_no_longer_applies_is_named() {
-        let (_, mut defects) = defects();
+        let mut defects = defects();
         let defect = &mut defects[0];
         let once = format!("a {} b", defect.edits[0][0]);
         assert!(apply(&once, defect).is_ok());

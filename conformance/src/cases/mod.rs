@@ -1,5 +1,6 @@
 //! The rules, group by group.
 
+mod cores;
 mod el3;
 mod ffa;
 mod lending;
@@ -29,5 +30,6 @@ pub fn all(bench: &Bench) -> Cases {
     lending::cases(&mut cases);
     ownership::cases(&mut cases);
     recall::cases(&mut cases);
+    cores::cases(&mut cases);
     cases
 }

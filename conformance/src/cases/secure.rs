@@ -144,6 +144,25 @@ const WITH_PAGES: &[(&str, &str, usize, Body)] = &[
             moved(proxy, pages[limit as usize], 7, Gpi::NonSecure, (SUCCESS, 7))
         },
     ),
+    (
+        "a block of which the first and last granules moved keeps those between",
+        RULE_1,
+        1024,
+        |_, proxy, pages| {
+            let Some(at) = pages.iter().position(|page| page.is_multiple_of(512 * GRANULE)) else {
+                return Err(Failure::Wrong("1024 pages without a block".into()));
+            };
+            let block = &pages[at..at + 512];
+            moved(proxy, block[0], 16, Gpi::Secure, (SUCCESS, 16))?;
+            moved(proxy, block[496], 16, Gpi::Secure, (SUCCESS, 16))?;
+            [block[16], block[200], block[495]]
+                .into_iter()
+                .try_for_each(|page| expect_state(proxy, page, Gpi::NonSecure))?;
+            let between = exceptions::read(block[100]);
+            ensure!(between.is_ok(), "between them it reads {between:x?}");
+            Ok(())
+        },
+    ),
     ("a list moves its ranges in order", LIST, 12, |bench, proxy, pages| {
         listed(proxy, Gpi::Secure, &[pages[7] | 2, pages[1] | 1, pages[3] | 3], (SUCCESS, 6))?;
         for (i, page) in pages.iter().enumerate() {
