@@ -104,7 +104,7 @@ fn message(op: Op, args: &[u64]) -> Message {
 
 /// Container and workspace as lent memory: handle `i` holds segment `i`, handle `MEMORY` the workspace.
 fn lent() -> BTreeMap<u64, Lent> {
-    let container = tiny::container(tiny::Content::Sane, 1);
+    let container = tiny::container(tiny::Content::Sane, 2);
     let mut lent: BTreeMap<u64, Lent> = (0..)
         .zip(container.segments())
         .map(|(handle, bytes)| {
@@ -166,7 +166,7 @@ fn generate(prompt: &str, max_tokens: u64) -> Message {
 
 /// What the model says on the host, without the service.
 fn expected(prompt: &str, max_tokens: u64) -> (Vec<u8>, [u8; 32]) {
-    let container = tiny::container(tiny::Content::Sane, 1);
+    let container = tiny::container(tiny::Content::Sane, 2);
     let segments = container.segments();
     let mut memory = vec![0_u64; 1 << 17];
     let model = tiny::model(&segments);

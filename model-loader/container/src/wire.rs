@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// First eight bytes of a container.
 pub const MAGIC: [u8; 8] = *b"FLXMODEL";
 /// Version of this layout.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Alignment in bytes of every section of segment 0 and of every tensor in its segment.
 pub const ALIGN: usize = 64;
 /// "No such token", "no such layer".

@@ -6,21 +6,25 @@
 //! | bytes | what |
 //! |---|---|
 //! | 32 | shift of each row, 8 x i32 |
+//! | 16 a block | `Q4Min` only: for each block of 32 columns, minimum of each row, 8 x i16 |
 //! | then, for each block of 32 columns: | |
 //! | 16 | scale of each row, 8 x i16 |
-//! | 16 | `Q4Min` only: minimum of each row, 8 x i16 |
-//! | 256 | `Q8` and `W12`: 8 x i8 octets of 4 columns: for each 4 columns, for each row, 4 x i8 |
-//! | 128 | `Q4`, `Q4Min`, `W12`: nibbles; octets 2j (low nibble) and 2j + 1 (high nibble) share 32 bytes |
+//! | 256 | `Q8` and `W12`: octets of rows 0..4, octets of rows 4..8 |
+//! | 128 | `Q4Min` and `W12`: nibbles, those of rows 0..4 being the high and those of rows 4..8 the low halves of bytes |
 //!
-//! and everything is little-endian. With `x[c]` the activations and all arithmetic exact,
+//! and everything is little-endian. The 128 bytes of four rows are, for each 4 columns, for each row, 4 bytes: a vector
+//! of 16 bytes is what one dot-product instruction takes, and what a wider one takes is beside it. With `x[c]` the
+//! activations and all arithmetic exact,
 //!
 //! ```text
-//! S(block) = sum over the block of q[c] * x[c]     q = 16 * nibble (Q4, Q4Min), octet (Q8), 16 * octet + nibble (W12)
+//! S(block) = sum over the block of q[c] * x[c]     q = 16 * nibble (Q4Min), octet (Q8), 16 * octet + nibble (W12)
 //! X(block) = sum over the block of x[c]
 //! y = 2^-shift * sum over blocks of (scale * S + minimum * 128 * X)
 //! ```
 //!
-//! Nibbles are two's complement, -8..=7.
+//! Octets are two's complement. High nibbles are, too: -8..=7. Low nibbles are 0..=15. A byte is thus 16 * high + low, and a
+//! kernel multiplies the whole byte and the low nibble: the difference is the high nibble's product, and it need not be
+//! taken out of the byte.
 
 /// Columns that share a scale.
 pub const BLOCK: usize = 32;
@@ -28,10 +32,12 @@ pub const BLOCK: usize = 32;
 pub const GROUP: usize = 8;
 /// Bytes in front of a group's blocks: its rows' shifts.
 pub const GROUP_HEAD: usize = GROUP * 4;
+/// Rows whose bytes lie together.
+pub const HALF: usize = GROUP / 2;
 /// Bytes of one block's octets: 8 rows x 32 columns.
 pub const OCTETS: usize = GROUP * BLOCK;
-/// Bytes of one block's nibbles.
-pub const NIBBLES: usize = GROUP * BLOCK / 2;
+/// Bytes of one block's nibbles, or of the octets of four rows.
+pub const NIBBLES: usize = HALF * BLOCK;
 /// Bytes of one block's scales (or minima).
 pub const SCALES: usize = GROUP * 2;
 
@@ -39,9 +45,7 @@ pub const SCALES: usize = GROUP * 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Format {
-    /// Matrix of 4-bit weights (from Q4_0).
-    Q4 = 1,
-    /// Matrix of 4-bit weights with a minimum per block (from Q4_1).
+    /// Matrix of 4-bit weights with a minimum per block (from Q4_0 and Q4_1).
     Q4Min = 2,
     /// Matrix of 8-bit weights (from Q8_0).
     Q8 = 3,
@@ -56,7 +60,7 @@ pub const VECTOR_HEAD: usize = 16;
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 5] = [Self::Q4, Self::Q4Min, Self::Q8, Self::W12, Self::Vector];
+    pub const ALL: [Self; 4] = [Self::Q4Min, Self::Q8, Self::W12, Self::Vector];
 
     /// The number that stands for it in a manifest.
     #[must_use]
@@ -70,15 +74,23 @@ impl Format {
         Self::ALL.into_iter().find(|format| format.id() == id)
     }
 
-    /// Bytes of one block of a group. 0 for what is no matrix.
+    /// Bytes of one block of a group, its minima apart. 0 for what is no matrix.
     #[must_use]
     pub const fn block_bytes(self) -> usize {
         match self {
-            Self::Q4 => SCALES + NIBBLES,
-            Self::Q4Min => 2 * SCALES + NIBBLES,
+            Self::Q4Min => SCALES + NIBBLES,
             Self::Q8 => SCALES + OCTETS,
             Self::W12 => SCALES + OCTETS + NIBBLES,
             Self::Vector => 0,
+        }
+    }
+
+    /// Bytes of one block's minima.
+    #[must_use]
+    pub const fn minima_bytes(self) -> usize {
+        match self {
+            Self::Q4Min => SCALES,
+            _ => 0,
         }
     }
 
@@ -87,7 +99,7 @@ impl Format {
     pub const fn group_bytes(self, cols: usize) -> usize {
         match self {
             Self::Vector => 0,
-            _ => GROUP_HEAD + cols / BLOCK * self.block_bytes(),
+            _ => GROUP_HEAD + cols / BLOCK * (self.minima_bytes() + self.block_bytes()),
         }
     }
 
@@ -102,7 +114,7 @@ impl Format {
             Self::Vector => None,
             _ if !cols.is_multiple_of(BLOCK) => None,
             _ => {
-                let blocks = (cols / BLOCK).checked_mul(self.block_bytes())?;
+                let blocks = (cols / BLOCK).checked_mul(self.minima_bytes() + self.block_bytes())?;
                 blocks.checked_add(GROUP_HEAD)?.checked_mul(rows.div_ceil(GROUP))
             }
         }
@@ -119,12 +131,12 @@ mod tests {
             assert_eq!(Format::from_id(format.id()), Some(format));
         }
         assert_eq!(Format::from_id(0), None);
+        assert_eq!(Format::from_id(1), None);
         assert_eq!(Format::from_id(5), None);
     }
 
     #[test]
     fn sizes_follow_the_layout() {
-        assert_eq!(Format::Q4.packed_bytes(8, 64), Some(32 + 2 * 144));
         assert_eq!(Format::Q4Min.packed_bytes(9, 32), Some(2 * (32 + 160)));
         assert_eq!(Format::Q8.packed_bytes(1, 32), Some(32 + 272));
         assert_eq!(Format::W12.packed_bytes(8, 32), Some(32 + 400));
@@ -133,8 +145,8 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_exist_are_refused() {
-        assert_eq!(Format::Q4.packed_bytes(8, 33), None);
-        assert_eq!(Format::Q4.packed_bytes(0, 32), None);
+        assert_eq!(Format::Q4Min.packed_bytes(8, 33), None);
+        assert_eq!(Format::Q4Min.packed_bytes(0, 32), None);
         assert_eq!(Format::Vector.packed_bytes(2, 32), None);
         assert_eq!(Format::Q8.packed_bytes(usize::MAX, 32), None);
         assert_eq!(Format::Q8.packed_bytes(8, usize::MAX - 31), None);

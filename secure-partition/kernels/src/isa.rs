@@ -2,55 +2,118 @@
 
 /// Instruction sets that the kernels may use beyond the target's baseline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isa {
-    dotprod: bool,
-    plain: bool,
-}
+pub struct Isa(Kernel);
 
 impl Isa {
     /// Bit of `FEAT_DotProd` in the feature word that a partition is given.
     pub const DOTPROD: u64 = 1 << 0;
+    /// Bit of `FEAT_I8MM`.
+    pub const I8MM: u64 = 1 << 1;
+    /// Bit of `FEAT_SVE`.
+    pub const SVE: u64 = 1 << 2;
+    /// Bit of `FEAT_SVE2`.
+    pub const SVE2: u64 = 1 << 3;
 
     /// What every CPU of the target has: NEON on AArch64, SSE2 on x86-64, plain integer code elsewhere.
-    pub const BASELINE: Self = Self { dotprod: false, plain: false };
+    pub const BASELINE: Self = Self(if cfg!(target_arch = "aarch64") {
+        Kernel::Neon
+    } else if cfg!(target_arch = "x86_64") {
+        Kernel::Sse2
+    } else {
+        Kernel::Plain
+    });
 
     /// The plain twin of every kernel, on any CPU.
-    pub const PLAIN: Self = Self { dotprod: false, plain: true };
+    pub const PLAIN: Self = Self(Kernel::Plain);
 
-    /// From a feature word; bits that no kernel uses are ignored.
+    /// From a feature word; bits that no kernel uses are ignored. The length of SVE's vectors is the current one.
     ///
     /// # Safety
-    /// The CPU that runs the kernels has every feature whose bit is set.
+    /// The CPU that runs the kernels has every feature whose bit is set, with vectors of the same length wherever they run,
+    /// and their instructions are not trapped.
     #[must_use]
-    pub const unsafe fn from_features(features: u64) -> Self {
-        Self { dotprod: features & Self::DOTPROD != 0, plain: false }
+    pub unsafe fn from_features(features: u64) -> Self {
+        const MATRIX: u64 = Isa::DOTPROD | Isa::I8MM;
+        const SCALABLE: u64 = MATRIX | Isa::SVE | Isa::SVE2;
+        let has = |bits| cfg!(target_arch = "aarch64") && features & bits == bits;
+        if has(SCALABLE) {
+            // SAFETY: the caller promises SVE.
+            return match unsafe { vector_bytes() } {
+                64.. => Self(Kernel::Sve64),
+                32.. => Self(Kernel::Sve32),
+                _ => Self(Kernel::I8mm),
+            };
+        }
+        if has(MATRIX) {
+            Self(Kernel::I8mm)
+        } else if has(Self::DOTPROD) {
+            Self(Kernel::Dotprod)
+        } else {
+            Self::BASELINE
+        }
     }
 
     /// What the CPU of a hosted process has.
     #[cfg(feature = "std")]
     #[must_use]
     pub fn detect() -> Self {
-        #[cfg(target_arch = "aarch64")]
-        let dotprod = std::arch::is_aarch64_feature_detected!("dotprod");
-        #[cfg(not(target_arch = "aarch64"))]
-        let dotprod = false;
-        Self { dotprod, plain: false }
+        Self::detect_within(u64::MAX)
     }
 
-    /// The kernel that serves it.
-    pub(crate) const fn kernel(self) -> Kernel {
-        if self.plain {
-            Kernel::Plain
-        } else if cfg!(target_arch = "x86_64") {
-            Kernel::Sse2
-        } else if !cfg!(target_arch = "aarch64") {
-            Kernel::Plain
-        } else if self.dotprod {
-            Kernel::Dotprod
-        } else {
-            Kernel::Neon
-        }
+    /// What the CPU of a hosted process has of some features.
+    #[cfg(feature = "std")]
+    #[must_use]
+    pub fn detect_within(features: u64) -> Self {
+        // SAFETY: the features were found.
+        unsafe { Self::from_features(detected() & features) }
     }
+
+    /// The kernels that serve it.
+    #[inline]
+    pub(crate) const fn kernel(self) -> Kernel {
+        self.0
+    }
+}
+
+/// The feature word of a hosted process.
+#[cfg(feature = "std")]
+fn detected() -> u64 {
+    #[cfg(target_arch = "aarch64")]
+    let features = {
+        use std::arch::is_aarch64_feature_detected as has;
+        let bits = [
+            (has!("dotprod"), Isa::DOTPROD),
+            (has!("i8mm"), Isa::I8MM),
+            (has!("sve"), Isa::SVE),
+            (has!("sve2"), Isa::SVE2),
+        ];
+        bits.into_iter().filter(|(has, _)| *has).fold(0, |all, (_, bit)| all | bit)
+    };
+    #[cfg(not(target_arch = "aarch64"))]
+    let features = 0;
+    features
+}
+
+/// Bytes of an SVE vector.
+///
+/// # Safety
+/// The CPU has SVE.
+#[allow(clippy::missing_const_for_fn, reason = "only where there is nothing to ask")]
+unsafe fn vector_bytes() -> usize {
+    #[cfg(target_arch = "aarch64")]
+    {
+        let bytes: usize;
+        // SAFETY: the instruction writes one register.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension sve", "rdvl {bytes}, #1", ".arch_extension nosve",
+                bytes = out(reg) bytes, options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        bytes
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    0
 }
 
 /// A family of kernels.
@@ -59,9 +122,16 @@ pub(crate) enum Kernel {
     /// [`crate::plain`].
     Plain,
     /// Every x86-64.
+    #[allow(dead_code, reason = "of another architecture")]
     Sse2,
     /// Armv8.0-A.
     Neon,
     /// `FEAT_DotProd`.
     Dotprod,
+    /// `FEAT_I8MM`.
+    I8mm,
+    /// `FEAT_SVE2` and `FEAT_I8MM`, vectors of 32 bytes.
+    Sve32,
+    /// `FEAT_SVE2` and `FEAT_I8MM`, vectors of 64 bytes or more, of which 64 are used.
+    Sve64,
 }

@@ -8,11 +8,15 @@
 //! | [`activations`] | what it is multiplied with: 16-bit mantissas, one exponent per token |
 //! | [`matmul`] | the product, on whatever instructions there are |
 //! | `plain` | the kernels in plain Rust, the twin of all others |
-//! | `neon`, `dotprod` | Armv8.0-A; `FEAT_DotProd` (AArch64 only) |
+//! | `arm` | which kernel of an Arm CPU does what |
+//! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |
+//! | `batch`, `i8mm` | many tokens, whose weights are unpacked once: Armv8.0-A and `FEAT_DotProd`; `FEAT_I8MM` |
+//! | `sve` | both, for scalable vectors: `FEAT_SVE2` and `FEAT_I8MM` |
 //! | `sse2` | x86-64, for the host's tools |
 //! | `pack` | GGUF's types to those formats (host only, feature `pack`) |
 //!
-//! `unsafe` is in `neon`, `dotprod` and `sse2` (loads by address, instructions that a CPU may lack), and where [`matmul`] calls `dotprod`; [`isa::Isa`] is the promise that it may.
+//! `unsafe` is in the modules that use vector instructions (loads by address, instructions that a CPU may lack), and where
+//! [`matmul`] calls them; [`isa::Isa`] is the promise that it may.
 #![no_std]
 
 #[cfg(any(test, feature = "std"))]
@@ -20,8 +24,14 @@ extern crate std;
 
 pub mod activations;
 #[cfg(target_arch = "aarch64")]
+mod arm;
+#[cfg(target_arch = "aarch64")]
+mod batch;
+#[cfg(target_arch = "aarch64")]
 mod dotprod;
 pub mod format;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
 pub mod isa;
 pub mod matmul;
 pub mod matrix;
@@ -32,4 +42,6 @@ pub mod pack;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod sse2;
+#[cfg(target_arch = "aarch64")]
+mod sve;
 pub mod vector;

@@ -4,58 +4,128 @@
 //!
 //! | sum | bound |
 //! |---|---|
-//! | `S` of a block, i32 | 32 * 2^14 * 2056 < 2^31 (`W12`: 1 077 936 128); 2^26 for 8-bit weights |
-//! | `128 * X`, i32 | 128 * 32 * 2^14 = 2^26 |
+//! | `S` of a block, i32 | 32 * 2^14 * 2056 < 2^31 (`W12`: 1 077 936 128); 2^27 for others |
+//! | `X` of a block, i32 | 32 * 2^14 = 2^19 |
 //! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]) of at most 2^15 * 2^31 + 2^15 * 2^26: < 2^59 |
 //!
 //! Sums are exact, so no order of summation can make a difference.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicI32, AtomicI64, Ordering::Relaxed};
 
 use crate::activations::Activations;
-use crate::format::{Format, GROUP};
+use crate::format::{GROUP, GROUP_HEAD};
 use crate::isa::{Isa, Kernel};
-use crate::matrix::{Matrix, row_shift};
+use crate::matrix::{Group, Matrix, row_shift};
 use crate::plain::{self, Sums};
 
-/// Tokens that share one pass over a group's weights.
+/// Tokens that share one pass over a group's weights, where weights are unpacked for each.
 const TOKENS: usize = 4;
+
+/// Where a product goes. Elements are stored one by one or some at a time, by relaxed stores: several cores may write to the
+/// same array, and even the same value to the same element.
+#[derive(Clone, Copy, Debug)]
+pub enum Output<'a> {
+    /// (tokens, rows): y, saturated.
+    Store(&'a [AtomicI32]),
+    /// (tokens, rows): what was there before, plus y, saturated.
+    Add {
+        /// What was there before.
+        before: &'a [i64],
+        /// The sum.
+        after: &'a [AtomicI64],
+    },
+}
+
+impl Output<'_> {
+    /// Elements.
+    fn len(&self) -> usize {
+        match self {
+            Self::Store(out) => out.len(),
+            Self::Add { before, after } => before.len().min(after.len()),
+        }
+    }
+
+    /// Puts `y` of some rows of a token at `at`.
+    fn put(&self, at: usize, y: &[i64]) {
+        match self {
+            Self::Store(out) => {
+                for (out, &y) in out[at..].iter().zip(y) {
+                    out.store(y.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32, Relaxed);
+                }
+            }
+            Self::Add { before, after } => {
+                for ((after, &before), &y) in after[at..].iter().zip(&before[at..]).zip(y) {
+                    after.store(before.saturating_add(y), Relaxed);
+                }
+            }
+        }
+    }
+}
 
 /// Multiplies rows `8 * groups.start .. 8 * groups.end` of `weights` with every token of `x`.
 ///
-/// `each(token, row, y)` is called once per token and group, with y of rows `row..row + y.len()` in Q.`frac`, rounded to
-/// nearest, halves up, and saturated to i64. Only rows that the matrix has are reported.
+/// y is in Q.`frac`, rounded to nearest, halves up, and saturated.
 ///
 /// # Panics
-/// If the number of columns differs, or there are no such groups.
-pub fn matmul(
-    isa: Isa,
+/// If the number of columns differs, the activations are not in the layout of `isa`, there are no such groups, or `out` is
+/// shorter than (tokens, rows).
+pub fn matmul(isa: Isa, weights: &Matrix, groups: Range<usize>, x: &Activations, frac: i32, out: Output) {
+    assert_eq!(weights.cols(), x.cols(), "W's columns are x's");
+    assert_eq!(isa.layout(x.tokens()), x.layout(), "x was written for these kernels");
+    assert!(
+        groups.end <= weights.groups() && x.tokens() * weights.rows() <= out.len(),
+        "room for the product"
+    );
+    let report = |index: usize, head: &[u8; GROUP_HEAD], token: usize, sums: &[i64; GROUP]| {
+        let rows = GROUP.min(weights.rows() - index * GROUP);
+        let exponent = x.exponent(token).saturating_sub(frac);
+        let at = token * weights.rows() + index * GROUP;
+        #[cfg(target_arch = "aarch64")]
+        if rows == GROUP && crate::neon::finish(sums, head, exponent, out, at) {
+            return;
+        }
+        let shifts = core::array::from_fn(|row| row_shift(head, row).saturating_add(exponent));
+        out.put(at, &scale_row(sums, shifts)[..rows]);
+    };
+    match isa.kernel() {
+        Kernel::Plain => by_token(plain::group, plain::group, weights, groups, x, report),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Sse2 => by_token(crate::sse2::group, crate::sse2::group, weights, groups, x, report),
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the creator of `isa` promised that the CPU has the features.
+        kernel => unsafe { crate::arm::multiply(kernel, weights, groups, x, &report) },
+        #[cfg(not(target_arch = "aarch64"))]
+        _ => by_token(plain::group, plain::group, weights, groups, x, report),
+    }
+}
+
+/// What is done with the sums of a group and a token: `(group, head, token, sums)`.
+pub(crate) trait Report: Fn(usize, &[u8; GROUP_HEAD], usize, &[i64; GROUP]) {}
+
+impl<T: Fn(usize, &[u8; GROUP_HEAD], usize, &[i64; GROUP])> Report for T {}
+
+/// Each group with four tokens at a time, then with single ones.
+#[inline]
+fn by_token(
+    four: impl Fn(&Group, [&[i16]; TOKENS], [&[i32]; TOKENS]) -> Sums<TOKENS>,
+    one: impl Fn(&Group, [&[i16]; 1], [&[i32]; 1]) -> Sums<1>,
     weights: &Matrix,
     groups: Range<usize>,
     x: &Activations,
-    frac: i32,
-    mut each: impl FnMut(usize, usize, &[i64]),
+    report: impl Report,
 ) {
-    assert_eq!(weights.cols(), x.cols(), "W's columns are x's");
-    for index in groups {
-        let (head, blocks) = weights.group(index);
-        let rows = GROUP.min(weights.rows() - index * GROUP);
-        let shifts: [i32; GROUP] = core::array::from_fn(|row| row_shift(head, row));
-        let mut report = |token: usize, sums: &[i64; GROUP]| {
-            let exponent = x.exponent(token).saturating_sub(frac);
-            let y = scale_row(sums, shifts.map(|shift| shift.saturating_add(exponent)));
-            each(token, index * GROUP, &y[..rows]);
-        };
-        let mut token = 0;
-        while x.tokens() - token >= TOKENS {
-            let sums = group::<TOKENS>(isa, weights.format(), blocks, x, token);
-            for (i, sums) in sums.iter().enumerate() {
-                report(token + i, sums);
+    for (index, group) in groups.clone().zip(weights.groups_in(groups)) {
+        let whole = x.tokens() / TOKENS * TOKENS;
+        for first in (0..whole).step_by(TOKENS) {
+            let words = core::array::from_fn(|i| x.words(first + i));
+            let sums = core::array::from_fn(|i| x.sums(first + i));
+            for (i, sums) in four(&group, words, sums).iter().enumerate() {
+                report(index, group.head, first + i, sums);
             }
-            token += TOKENS;
         }
-        for token in token..x.tokens() {
-            report(token, &group::<1>(isa, weights.format(), blocks, x, token)[0]);
+        for token in whole..x.tokens() {
+            report(index, group.head, token, &one(&group, [x.words(token)], [x.sums(token)])[0]);
         }
     }
 }
@@ -92,22 +162,5 @@ pub const fn scale(value: i64, shift: i32) -> i64 {
         if value < 0 { i64::MIN } else { i64::MAX }
     } else {
         value << -shift
-    }
-}
-
-/// One group of rows with `N` tokens, `first` and those behind it.
-#[inline]
-fn group<const N: usize>(isa: Isa, format: Format, blocks: &[u8], x: &Activations, first: usize) -> Sums<N> {
-    let words = core::array::from_fn(|i| x.words(first + i));
-    let sums = core::array::from_fn(|i| x.sums(first + i));
-    match isa.kernel() {
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Sse2 => crate::sse2::group(format, blocks, words, sums),
-        #[cfg(target_arch = "aarch64")]
-        Kernel::Neon => crate::neon::group(format, blocks, words, sums),
-        // SAFETY: the creator of `isa` promised that the CPU has the feature.
-        #[cfg(target_arch = "aarch64")]
-        Kernel::Dotprod => unsafe { crate::dotprod::group(format, blocks, words, sums) },
-        _ => plain::group(format, blocks, words, sums),
     }
 }

@@ -1,6 +1,8 @@
 //! A packed matrix, checked.
 
-use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, OCTETS, SCALES};
+use core::ops::Range;
+
+use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
 
 /// Most columns of a matrix. It bounds every sum of a row, see [`crate::matmul`].
 pub const MAX_COLS: usize = 1 << 17;
@@ -56,12 +58,25 @@ impl<'a> Matrix<'a> {
         self.rows.div_ceil(GROUP)
     }
 
-    /// Head and blocks of one group.
+    /// The parts of one group.
     #[inline]
-    pub(crate) fn group(&self, index: usize) -> (&'a [u8; GROUP_HEAD], &'a [u8]) {
-        let bytes = self.format.group_bytes(self.cols);
-        let group = &self.bytes[index * bytes..][..bytes];
-        group.split_first_chunk().expect("a group is longer than its head")
+    pub(crate) fn group(&self, index: usize) -> Group<'a> {
+        self.groups_in(index..index + 1).next().expect("a range of one")
+    }
+
+    /// The parts of some groups.
+    ///
+    /// # Panics
+    /// If there are no such groups.
+    #[inline]
+    pub(crate) fn groups_in(&self, range: Range<usize>) -> impl Iterator<Item = Group<'a>> + use<'a> {
+        let (format, bytes) = (self.format, self.format.group_bytes(self.cols));
+        let minima = self.cols / BLOCK * format.minima_bytes();
+        self.bytes[range.start * bytes..range.end * bytes].chunks_exact(bytes).map(move |group| {
+            let (head, rest) = group.split_first_chunk().expect("a group is longer than its head");
+            let (minima, blocks) = rest.split_at(minima);
+            Group { format, head, minima, blocks }
+        })
     }
 
     /// Decodes one row: `each(column, value)`, the value to be multiplied by `2^-shift`; answers the shift. Values are
@@ -71,20 +86,37 @@ impl<'a> Matrix<'a> {
     /// If there is no such row.
     pub fn decode_row(&self, row: usize, mut each: impl FnMut(usize, i64)) -> i32 {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        let (head, blocks) = self.group(row / GROUP);
+        let group = self.group(row / GROUP);
         let lane = row % GROUP;
-        for (b, block) in blocks.chunks_exact(self.format.block_bytes()).enumerate() {
+        for (b, block) in group.blocks.chunks_exact(self.format.block_bytes()).enumerate() {
             let scale = half_word(block, lane);
-            let minimum = match self.format {
-                Format::Q4Min => half_word(&block[SCALES..], lane),
-                _ => 0,
-            };
+            let minimum = group.minimum(b, lane);
             for c in 0..BLOCK {
                 let q = i64::from(weight(self.format, block, lane, c));
                 each(b * BLOCK + c, i64::from(scale) * q + i64::from(minimum) * 128);
             }
         }
-        row_shift(head, lane)
+        row_shift(group.head, lane)
+    }
+}
+
+/// A group of rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Group<'a> {
+    pub format: Format,
+    /// Shifts.
+    pub head: &'a [u8; GROUP_HEAD],
+    /// Minima of all blocks, if the format has any.
+    pub minima: &'a [u8],
+    /// Blocks without their minima.
+    pub blocks: &'a [u8],
+}
+
+impl Group<'_> {
+    /// Minimum of row `lane` in block `b`; 0 if the format has none.
+    #[inline]
+    pub fn minimum(&self, b: usize, lane: usize) -> i16 {
+        if self.minima.is_empty() { 0 } else { half_word(&self.minima[b * SCALES..], lane) }
     }
 }
 
@@ -102,17 +134,16 @@ pub(crate) fn half_word(bytes: &[u8], lane: usize) -> i16 {
 
 /// The `q` of the format's definition, of row `lane` and column `c` of a block. -2056..=2047.
 pub(crate) fn weight(format: Format, block: &[u8], lane: usize, c: usize) -> i16 {
-    let octet = |at: usize| i16::from(block[at + c / 4 * 32 + lane * 4 + c % 4].cast_signed());
-    let nibble_16 = |at: usize| {
-        let pair = block[at + c / 8 * 32 + lane * 4 + c % 4];
-        let high = if c % 8 < 4 { pair << 4 } else { pair & 0xf0 };
-        i16::from(high.cast_signed())
+    let within = c / 4 * 16 + lane % HALF * 4 + c % 4;
+    let octet = || i16::from(block[SCALES + lane / HALF * NIBBLES + within].cast_signed());
+    let nibble = |at: usize| {
+        let byte = block[at + within];
+        if lane < HALF { i16::from(byte.cast_signed() >> 4) } else { i16::from(byte & 15) }
     };
     match format {
-        Format::Q4 => nibble_16(SCALES),
-        Format::Q4Min => nibble_16(2 * SCALES),
-        Format::Q8 => octet(SCALES),
-        Format::W12 => 16 * octet(SCALES) + (nibble_16(SCALES + OCTETS) >> 4),
+        Format::Q4Min => 16 * nibble(SCALES),
+        Format::Q8 => octet(),
+        Format::W12 => 16 * octet() + nibble(SCALES + OCTETS),
         Format::Vector => 0,
     }
 }

@@ -1,160 +1,209 @@
-//! The kernels for Armv8.0-A: widening 16-bit multiply-adds.
+//! One token on Armv8.0-A: 8-bit products summed in 16 bits where weights are nibbles, 16-bit products where they are octets.
+//! What the other kernels for Arm have in common is here, too.
 
 use core::arch::aarch64::*;
 
-use crate::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
-use crate::plain::Sums;
+use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, NIBBLES, OCTETS, SCALES};
+use crate::matmul::Output;
+use crate::matrix::Group;
 
-/// Sums of the 8 rows of a group for one token, 2 rows a vector.
+/// Groups of four columns of a block.
+pub(crate) const FOURS: usize = BLOCK / 4;
+/// Blocks whose products with a half of a block's sum fit i32: 64 * 2^15 * 2^9 = 2^30.
+const SUMMED: usize = 64;
+
+/// Sums of the 8 rows of a group, 2 rows a vector.
 pub(crate) type RowSums = [int64x2_t; GROUP / 2];
+/// Weights of four rows of a block, 4 columns a vector.
+pub(crate) type Weights = [int8x16_t; FOURS];
 
-/// Twin of [`crate::plain::group`]. `sums` are read for `Q4Min` only.
-pub(crate) fn group<const N: usize>(
-    format: Format,
-    blocks: &[u8],
-    x: [&[i16]; N],
-    sums: [&[i32]; N],
-) -> Sums<N> {
-    match format {
-        Format::Q4 => typed::<N, false, true, false>(format, blocks, x, sums),
-        Format::Q4Min => typed::<N, false, true, true>(format, blocks, x, sums),
-        Format::Q8 => typed::<N, true, false, false>(format, blocks, x, sums),
-        Format::W12 => typed::<N, true, true, false>(format, blocks, x, sums),
-        Format::Vector => [[0; GROUP]; N],
+/// Twin of [`crate::plain::group`] for one token, whose mantissas are in [`crate::activations::Layout::Spread`].
+pub(crate) fn group(group: &Group, x: &[i16], sums: &[i32]) -> [i64; GROUP] {
+    match group.format {
+        Format::Q4Min => typed::<false, true>(group, x, sums),
+        Format::Q8 => typed::<true, false>(group, x, sums),
+        Format::W12 => typed::<true, true>(group, x, sums),
+        Format::Vector => [0; GROUP],
     }
 }
 
-fn typed<const N: usize, const OCTET: bool, const NIBBLE: bool, const MINIMUM: bool>(
-    format: Format,
-    blocks: &[u8],
-    x: [&[i16]; N],
-    sums: [&[i32]; N],
-) -> Sums<N> {
-    // SAFETY: every AArch64 target of this crate has NEON.
-    let zero = unsafe { vdupq_n_s64(0) };
-    let x = x.map(|x| x.as_chunks::<BLOCK>().0);
-    let mut out: [RowSums; N] = [[zero; GROUP / 2]; N];
-    for (b, block) in blocks.chunks_exact(format.block_bytes()).enumerate() {
-        let scales = words(block);
-        let minima = if MINIMUM { words(&block[SCALES..]) } else { scales };
-        if N == 1 {
-            // Widen and multiply quarter by quarter, in registers.
-            let mut rows = [zero_words(); GROUP];
-            for quarter in 0..4 {
-                accumulate(&mut rows, &widen::<OCTET, NIBBLE, MINIMUM>(block, quarter), &x[0][b], quarter);
+fn typed<const OCTET: bool, const NIBBLE: bool>(group: &Group, x: &[i16], sums: &[i32]) -> [i64; GROUP] {
+    // Of 4-bit weights, the sums are a sixteenth of what they should be.
+    let [mut out] = if OCTET { [no_rows()] } else { minima::<1, 3, 3>([group], sums) };
+    let x = x.as_chunks::<{ 4 * BLOCK }>().0;
+    for (block, x) in group.blocks.chunks_exact(group.format.block_bytes()).zip(x) {
+        let s = match (OCTET, NIBBLE) {
+            (true, false) => octets(&block[SCALES..], x),
+            (false, true) => nibbles(&block[SCALES..], x),
+            _ => {
+                let (o, n) = (octets(&block[SCALES..], x), nibbles(&block[SCALES + OCTETS..], x));
+                // SAFETY: every AArch64 target of this crate has NEON.
+                unsafe { [join(o[0], n[0]), join(o[1], n[1])] }
             }
-            scale(&mut out[0], scales, reduce(&rows));
-            if MINIMUM {
-                minimum(&mut out[0], minima, sums[0][b]);
-            }
-            continue;
-        }
-        // Widen once, into memory.
-        let widened: [_; 4] = core::array::from_fn(|quarter| widen::<OCTET, NIBBLE, MINIMUM>(block, quarter));
-        for token in 0..N {
-            let mut rows = [zero_words(); GROUP];
-            for (quarter, weights) in widened.iter().enumerate() {
-                accumulate(&mut rows, weights, &x[token][b], quarter);
-            }
-            scale(&mut out[token], scales, reduce(&rows));
-            if MINIMUM {
-                minimum(&mut out[token], minima, sums[token][b]);
-            }
-        }
+        };
+        scale(&mut out, words(block), s);
     }
-    out.map(|rows| store(&rows))
+    let mut stored = store(&out);
+    if !OCTET {
+        stored.iter_mut().for_each(|sum| *sum <<= 4);
+    }
+    stored
 }
 
-/// Weights of columns `8 * quarter ..` of a block: for 4 columns and the next 4, 8 rows of 4, 2 rows a vector.
+/// 16 * `octets` + `nibbles`.
 #[inline(always)]
-fn widen<const OCTET: bool, const NIBBLE: bool, const MINIMUM: bool>(
-    block: &[u8],
-    quarter: usize,
-) -> [int16x8_t; 8] {
-    let start = if MINIMUM { 2 * SCALES } else { SCALES };
-    // SAFETY: NEON is there; `load` checks its bounds.
+unsafe fn join(octets: int32x4_t, nibbles: int32x4_t) -> int32x4_t {
+    // SAFETY: NEON is there.
+    unsafe { vaddq_s32(vshlq_n_s32::<4>(octets), nibbles) }
+}
+
+/// Dot products of nibbles with a block. Sums of 8 products with halves of mantissas, 8 * 15 * 128, fit i16.
+#[inline(always)]
+fn nibbles(bytes: &[u8], x: &[i16; 4 * BLOCK]) -> [int32x4_t; 2] {
+    // SAFETY: NEON is there.
     unsafe {
-        let octets = |i: usize| {
-            let bytes = load(block, start + quarter * 64 + 16 * i);
-            (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes))
-        };
-        let nibbles = |i: usize| {
-            let at = if OCTET { start + OCTETS } else { start } + quarter * 32;
-            let pair = load(block, at + 16 * (i % 2));
-            let bytes = if i < 2 { vshlq_n_s8::<4>(pair) } else { vandq_s8(pair, vdupq_n_s8(-16)) };
-            (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes))
-        };
-        let both = |i: usize| {
-            let (o, n) = (octets(i), nibbles(i));
-            let join = |o, n| vsraq_n_s16::<4>(vshlq_n_s16::<4>(o), n);
-            (join(o.0, n.0), join(o.1, n.1))
-        };
-        let vectors: [_; 4] = core::array::from_fn(|i| match (OCTET, NIBBLE) {
-            (true, true) => both(i),
-            (true, false) => octets(i),
-            _ => nibbles(i),
-        });
-        core::array::from_fn(|i| if i % 2 == 0 { vectors[i / 2].0 } else { vectors[i / 2].1 })
+        // For high and low nibbles: `h` of rows 0 and 1, of rows 2 and 3, `l` likewise.
+        let mut sums = [[vdupq_n_s16(0); 4]; 2];
+        for i in 0..FOURS {
+            let both = load(bytes, 16 * i);
+            let (h, l) = (half(x, i), half(x, FOURS + i));
+            let halves = [vshrq_n_s8::<4>(both), vandq_s8(both, vdupq_n_s8(15))];
+            for (sums, w) in sums.iter_mut().zip(halves) {
+                sums[0] = vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(h));
+                sums[1] = vmlal_high_s8(sums[1], w, h);
+                sums[2] = vmlal_s8(sums[2], vget_low_s8(w), vget_low_s8(l));
+                sums[3] = vmlal_high_s8(sums[3], w, l);
+            }
+        }
+        let whole = |h, l| vpadalq_s16(vshlq_n_s32::<8>(vpaddlq_s16(h)), l);
+        sums.map(|[h0, h1, l0, l1]| vpaddq_s32(whole(h0, l0), whole(h1, l1)))
     }
 }
 
-/// Zeros.
+/// Dot products of octets with a block.
 #[inline(always)]
-fn zero_words() -> int32x4_t {
+fn octets(bytes: &[u8], x: &[i16; 4 * BLOCK]) -> [int32x4_t; 2] {
     // SAFETY: NEON is there.
-    unsafe { vdupq_n_s32(0) }
+    unsafe {
+        let mut rows = [vdupq_n_s32(0); GROUP];
+        for i in 0..FOURS {
+            let (h, l) = (half(x, i), half(x, FOURS + i));
+            let x = vaddw_s8(vshll_n_s8::<8>(vget_low_s8(h)), vget_low_s8(l));
+            for (rows, w) in
+                rows.chunks_exact_mut(4).zip([load(bytes, 16 * i), load(bytes, NIBBLES + 16 * i)])
+            {
+                let (first, second) = (vmovl_s8(vget_low_s8(w)), vmovl_high_s8(w));
+                rows[0] = vmlal_s16(rows[0], vget_low_s16(first), vget_low_s16(x));
+                rows[1] = vmlal_high_s16(rows[1], first, x);
+                rows[2] = vmlal_s16(rows[2], vget_low_s16(second), vget_low_s16(x));
+                rows[3] = vmlal_high_s16(rows[3], second, x);
+            }
+        }
+        let whole = |r: &[int32x4_t]| vpaddq_s32(vpaddq_s32(r[0], r[1]), vpaddq_s32(r[2], r[3]));
+        [whole(&rows[..4]), whole(&rows[4..])]
+    }
 }
 
-/// Adds the products of 8 rows with columns `8 * quarter ..` of a block. Lanes of `rows` are 4 columns of one row.
+/// The i-th 16 bytes of spread mantissas.
 #[inline(always)]
-fn accumulate(rows: &mut [int32x4_t; GROUP], weights: &[int16x8_t; 8], x: &[i16; BLOCK], quarter: usize) {
-    for half in 0..2 {
-        // SAFETY: NEON is there; the 8-byte read is of 4 elements of `x`.
+fn half(x: &[i16; 4 * BLOCK], i: usize) -> int8x16_t {
+    // SAFETY: the load is of 8 elements of `x`; NEON is there.
+    unsafe { vreinterpretq_s8_s16(vld1q_s16(x[8 * i..][..8].as_ptr())) }
+}
+
+/// Products of the groups' minima with a token's block sums, times 2^`HIGH` for rows 0..4 and 2^`LOW` for rows 4..8.
+#[inline(always)]
+pub(crate) fn minima<const G: usize, const HIGH: i32, const LOW: i32>(
+    groups: [&Group; G],
+    sums: &[i32],
+) -> [RowSums; G] {
+    let mut out = [no_rows(); G];
+    for (chunk, sums) in sums.chunks(SUMMED).enumerate() {
+        let minima = groups.map(|group| &group.minima[chunk * SUMMED * SCALES..][..sums.len() * SCALES]);
+        // SAFETY: NEON is there; the loads are of 4 sums, and `load` checks its bounds.
         unsafe {
-            let four = x[8 * quarter + 4 * half..][..4].as_ptr().cast::<i64>().read_unaligned();
-            let four = vreinterpretq_s16_s64(vdupq_n_s64(four));
-            for pair in 0..GROUP / 2 {
-                let weights = weights[4 * half + pair];
-                rows[2 * pair] = vmlal_s16(rows[2 * pair], vget_low_s16(weights), vget_low_s16(four));
-                rows[2 * pair + 1] = vmlal_high_s16(rows[2 * pair + 1], weights, four);
+            // Products with the high and with the low half of sums, of 4 rows each.
+            let mut parts = [[vdupq_n_s32(0); 4]; G];
+            let (fours, rest) = sums.as_chunks::<4>();
+            for (four, sums) in fours.iter().enumerate() {
+                let sums = vreinterpretq_s16_s32(vld1q_s32(sums.as_ptr()));
+                for (parts, minima) in parts.iter_mut().zip(minima) {
+                    let at = |i: usize| vreinterpretq_s16_s8(load(minima, (4 * four + i) * SCALES));
+                    minimum::<0, 1>(parts, at(0), sums);
+                    minimum::<2, 3>(parts, at(1), sums);
+                    minimum::<4, 5>(parts, at(2), sums);
+                    minimum::<6, 7>(parts, at(3), sums);
+                }
+            }
+            for (i, &sum) in rest.iter().enumerate() {
+                let sum = vreinterpretq_s16_s32(vdupq_n_s32(sum));
+                for (parts, minima) in parts.iter_mut().zip(minima) {
+                    let m = vreinterpretq_s16_s8(load(minima, (4 * fours.len() + i) * SCALES));
+                    minimum::<0, 1>(parts, m, sum);
+                }
+            }
+            for (out, [h0, h1, l0, l1]) in out.iter_mut().zip(parts) {
+                add_shifted::<HIGH>(&mut out[..2], h0, l0);
+                add_shifted::<LOW>(&mut out[2..], h1, l1);
             }
         }
     }
+    out
 }
 
-/// Sums the lanes of each row.
+/// Adds a block's minima times its sum, whose halves are at two places of `sums`.
 #[inline(always)]
-fn reduce(rows: &[int32x4_t; GROUP]) -> [int32x4_t; 2] {
+pub(crate) unsafe fn minimum<const L: i32, const H: i32>(
+    parts: &mut [int32x4_t; 4],
+    m: int16x8_t,
+    sums: int16x8_t,
+) {
     // SAFETY: NEON is there.
-    core::array::from_fn(|i| unsafe {
-        let rows = &rows[4 * i..][..4];
-        vpaddq_s32(vpaddq_s32(rows[0], rows[1]), vpaddq_s32(rows[2], rows[3]))
-    })
+    unsafe {
+        parts[0] = vmlal_laneq_s16::<H>(parts[0], vget_low_s16(m), sums);
+        parts[1] = vmlal_high_laneq_s16::<H>(parts[1], m, sums);
+        parts[2] = vmlal_laneq_s16::<L>(parts[2], vget_low_s16(m), sums);
+        parts[3] = vmlal_high_laneq_s16::<L>(parts[3], m, sums);
+    }
+}
+
+/// Adds (1024 * `high` + `low`) * 2^`SHIFT` to four rows.
+#[inline(always)]
+pub(crate) unsafe fn add_shifted<const SHIFT: i32>(out: &mut [int64x2_t], high: int32x4_t, low: int32x4_t) {
+    // SAFETY: NEON is there.
+    unsafe {
+        let pairs =
+            [(vmovl_s32(vget_low_s32(high)), vget_low_s32(low)), (vmovl_high_s32(high), vget_high_s32(low))];
+        for (out, (high, low)) in out.iter_mut().zip(pairs) {
+            let sum = vaddw_s32(vshlq_n_s64::<10>(high), low);
+            *out = vaddq_s64(*out, vshlq_n_s64::<SHIFT>(sum));
+        }
+    }
 }
 
 /// Adds scale * s for 8 rows.
 #[inline(always)]
 pub(crate) fn scale(out: &mut RowSums, [low, high]: [int32x4_t; 2], s: [int32x4_t; 2]) {
+    let (first, second) = out.split_at_mut(2);
+    scale_half(first, low, s[0]);
+    scale_half(second, high, s[1]);
+}
+
+/// Adds scale * s for 4 rows.
+#[inline(always)]
+pub(crate) fn scale_half(out: &mut [int64x2_t], scales: int32x4_t, s: int32x4_t) {
     // SAFETY: NEON is there.
     unsafe {
-        out[0] = vmlal_s32(out[0], vget_low_s32(low), vget_low_s32(s[0]));
-        out[1] = vmlal_high_s32(out[1], low, s[0]);
-        out[2] = vmlal_s32(out[2], vget_low_s32(high), vget_low_s32(s[1]));
-        out[3] = vmlal_high_s32(out[3], high, s[1]);
+        out[0] = vmlal_s32(out[0], vget_low_s32(scales), vget_low_s32(s));
+        out[1] = vmlal_high_s32(out[1], scales, s);
     }
 }
 
-/// Adds minimum * sum for 8 rows.
+/// Zeros.
 #[inline(always)]
-pub(crate) fn minimum(out: &mut RowSums, [low, high]: [int32x4_t; 2], sum: i32) {
+pub(crate) fn no_rows() -> RowSums {
     // SAFETY: NEON is there.
-    unsafe {
-        let sum = vdup_n_s32(sum);
-        out[0] = vmlal_lane_s32::<0>(out[0], vget_low_s32(low), sum);
-        out[1] = vmlal_high_lane_s32::<0>(out[1], low, sum);
-        out[2] = vmlal_lane_s32::<0>(out[2], vget_low_s32(high), sum);
-        out[3] = vmlal_high_lane_s32::<0>(out[3], high, sum);
-    }
+    unsafe { [vdupq_n_s64(0); GROUP / 2] }
 }
 
 /// The first 8 i16 of `bytes`, widened.
@@ -175,6 +224,13 @@ pub(crate) fn load(bytes: &[u8], at: usize) -> int8x16_t {
     unsafe { vld1q_s8(bytes.as_ptr().cast()) }
 }
 
+/// The weights of four rows of a block.
+#[inline(always)]
+pub(crate) fn four_rows(bytes: &[u8]) -> Weights {
+    let bytes: &[u8; NIBBLES] = bytes.first_chunk().expect("inside the block");
+    core::array::from_fn(|i| load(bytes, 16 * i))
+}
+
 /// The sums as an array.
 #[inline(always)]
 pub(crate) fn store(rows: &RowSums) -> [i64; GROUP] {
@@ -184,4 +240,78 @@ pub(crate) fn store(rows: &RowSums) -> [i64; GROUP] {
         unsafe { vst1q_s64(out.as_mut_ptr(), *pair) };
     }
     out
+}
+
+/// Scales the sums of a whole group and puts them to `out` from `at` on; answers whether it could. |sums| < 2^59.
+#[inline]
+pub(crate) fn finish(
+    sums: &[i64; GROUP],
+    head: &[u8; GROUP_HEAD],
+    exponent: i32,
+    out: Output,
+    at: usize,
+) -> bool {
+    // SAFETY: NEON is there; the loads are of 8 sums and 8 shifts.
+    let rows = unsafe {
+        let shifts: [_; 2] = [0, 16].map(|i| vreinterpretq_s32_s8(load(head, i)));
+        let exponent = vdupq_n_s32(exponent);
+        let shifts = shifts.map(|shifts| vqaddq_s32(shifts, exponent));
+        // The common case, that every shift is to the right and by less than the sums' length: (shift - 1) < 62.
+        let one = vdupq_n_s32(1);
+        let largest = vmaxq_u32(
+            vreinterpretq_u32_s32(vsubq_s32(shifts[0], one)),
+            vreinterpretq_u32_s32(vsubq_s32(shifts[1], one)),
+        );
+        if vmaxvq_u32(largest) >= 62 {
+            return false;
+        }
+        let left = shifts.map(|shifts| vnegq_s32(shifts));
+        let shifts = [
+            vmovl_s32(vget_low_s32(left[0])),
+            vmovl_high_s32(left[0]),
+            vmovl_s32(vget_low_s32(left[1])),
+            vmovl_high_s32(left[1]),
+        ];
+        let mut rows = no_rows();
+        for ((row, shifts), sums) in rows.iter_mut().zip(shifts).zip(sums.as_chunks::<2>().0) {
+            *row = vrshlq_s64(vld1q_s64(sums.as_ptr()), shifts);
+        }
+        rows
+    };
+    match out {
+        Output::Store(out) => {
+            let out = &out[at..][..GROUP];
+            // SAFETY: NEON is there; the stores are of 8 elements.
+            unsafe {
+                let low = vqmovn_high_s64(vqmovn_s64(rows[0]), rows[1]);
+                let high = vqmovn_high_s64(vqmovn_s64(rows[2]), rows[3]);
+                store_shared(out.as_ptr().cast(), vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high));
+            }
+        }
+        Output::Add { before, after } => {
+            let (before, after) = (&before[at..][..GROUP], &after[at..][..GROUP]);
+            // SAFETY: NEON is there; the loads and stores are of 8 elements.
+            unsafe {
+                let sum = |i: usize| vqaddq_s64(vld1q_s64(before[2 * i..].as_ptr()), rows[i]);
+                store_shared(after.as_ptr().cast(), sum(0), sum(1));
+                store_shared(after[4..].as_ptr().cast(), sum(2), sum(3));
+            }
+        }
+    }
+    true
+}
+
+/// Stores 32 bytes that other cores may store to at the same time: an instruction instead of the language's store.
+///
+/// # Safety
+/// `to` is valid for shared writes of 32 bytes.
+#[inline(always)]
+unsafe fn store_shared(to: *const i64, low: int64x2_t, high: int64x2_t) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        core::arch::asm!(
+            "stp {low:q}, {high:q}, [{to}]",
+            to = in(reg) to, low = in(vreg) low, high = in(vreg) high, options(nostack, preserves_flags)
+        );
+    }
 }

@@ -1,7 +1,7 @@
 //! From GGUF's tensors to the formats of [`crate::format`]. Host only: the one place with floating point.
 
 extern crate std;
-use crate::format::{BLOCK, Format, GROUP, VECTOR_HEAD};
+use crate::format::{BLOCK, Format, GROUP, HALF, VECTOR_HEAD};
 use std::vec::Vec;
 
 /// Element type of a GGUF tensor, as far as it can be packed.
@@ -54,8 +54,7 @@ impl Source {
     #[must_use]
     pub const fn matrix_format(self) -> Format {
         match self {
-            Self::Q4_0 => Format::Q4,
-            Self::Q4_1 => Format::Q4Min,
+            Self::Q4_0 | Self::Q4_1 => Format::Q4Min,
             Self::Q8_0 => Format::Q8,
             Self::F32 | Self::F16 | Self::Bf16 => Format::W12,
         }
@@ -90,7 +89,7 @@ pub fn half_to_f32(bits: u16) -> f32 {
 /// One block of one row on its way: integers, and what they are to be multiplied by and shifted up by.
 #[derive(Clone, Copy)]
 struct Block {
-    /// 16 * nibble, octet, or 12-bit weight: the `q` of the format.
+    /// 16 * nibble (0..=15), octet, or 12-bit weight: the `q` of the format, but for nibbles that are to be signed.
     q: [i16; BLOCK],
     scale: f64,
     minimum: f64,
@@ -100,10 +99,10 @@ fn half_at(data: &[u8], at: usize) -> f64 {
     f64::from(half_to_f32(u16::from_le_bytes([data[at], data[at + 1]])))
 }
 
-/// Nibble `i` of a Q4 block's 16 bytes, less 8, times 16.
+/// Nibble `i` of a Q4 block's 16 bytes, times 16.
 fn nibble(bytes: &[u8], i: usize) -> i16 {
     let nibble = if i < 16 { bytes[i] & 0xf } else { bytes[i - 16] >> 4 };
-    (i16::from(nibble) - 8) * 16
+    i16::from(nibble) * 16
 }
 
 fn read_block(source: Source, data: &[u8]) -> Block {
@@ -122,13 +121,13 @@ fn read_block(source: Source, data: &[u8]) -> Block {
         Source::Q4_0 => Block {
             q: core::array::from_fn(|i| nibble(&data[2..], i)),
             scale: half_at(data, 0) / 16.0,
-            minimum: 0.0,
+            // The kernels multiply the minimum by 128.
+            minimum: -8.0 * half_at(data, 0) / 128.0,
         },
         Source::Q4_1 => Block {
             q: core::array::from_fn(|i| nibble(&data[4..], i)),
             scale: half_at(data, 0) / 16.0,
-            // The kernels know nibbles less 8; and they multiply the minimum by 128.
-            minimum: (half_at(data, 2) + 8.0 * half_at(data, 0)) / 128.0,
+            minimum: half_at(data, 2) / 128.0,
         },
         Source::Q8_0 => Block {
             q: core::array::from_fn(|i| i16::from(data[2 + i].cast_signed())),
@@ -184,7 +183,7 @@ pub fn pack_matrix(source: Source, rows: usize, cols: usize, data: &[u8]) -> Res
 
 fn pack_group(source: Source, data: &[u8], row_bytes: usize, out: &mut Vec<u8>) -> Result<(), PackError> {
     let zero = Block { q: [0; BLOCK], scale: 0.0, minimum: 0.0 };
-    let blocks = row_bytes / source.block_bytes();
+    let (format, blocks) = (source.matrix_format(), row_bytes / source.block_bytes());
     let mut rows: [Vec<Block>; GROUP] = core::array::from_fn(|_| Vec::new());
     let mut shifts = [0; GROUP];
     for (r, row) in rows.iter_mut().enumerate() {
@@ -195,44 +194,58 @@ fn pack_group(source: Source, data: &[u8], row_bytes: usize, out: &mut Vec<u8>) 
                 .flat_map(|row| row.chunks_exact(source.block_bytes()))
                 .map(|block| read_block(source, block)),
         );
+        if format == Format::Q4Min && r < HALF {
+            row.iter_mut().for_each(sign_nibbles);
+        }
         row.resize(blocks, zero);
         let largest = largest(row.iter().flat_map(|block| [block.scale, block.minimum]))?;
         shifts[r] = shift_for(largest, 15);
         out.extend_from_slice(&shifts[r].to_le_bytes());
     }
+    let mantissas = |out: &mut Vec<u8>, column: usize, value: &dyn Fn(&Block) -> f64| {
+        for (row, &shift) in rows.iter().zip(&shifts) {
+            let mantissa = (value(&row[column]) * 2f64.powi(shift)).round() as i16;
+            out.extend_from_slice(&mantissa.to_le_bytes());
+        }
+    };
+    if format == Format::Q4Min {
+        (0..blocks).for_each(|column| mantissas(out, column, &|block| block.minimum));
+    }
     for column in 0..blocks {
-        let block = rows.each_ref().map(|row| row[column]);
-        pack_block(source.matrix_format(), &block, &shifts, out);
+        mantissas(out, column, &|block| block.scale);
+        pack_weights(format, &rows.each_ref().map(|row| row[column].q), out);
     }
     Ok(())
 }
 
-fn pack_block(format: Format, rows: &[Block; GROUP], shifts: &[i32; GROUP], out: &mut Vec<u8>) {
-    let mut scales = |value: &dyn Fn(&Block) -> f64| {
-        for (row, &shift) in rows.iter().zip(shifts) {
-            let mantissa = (value(row) * 2f64.powi(shift)).round() as i16;
-            out.extend_from_slice(&mantissa.to_le_bytes());
-        }
+/// Makes the nibbles of a row of the first half signed, and its minimum that of weights that are.
+fn sign_nibbles(block: &mut Block) {
+    block.q = block.q.map(|q| q - 128);
+    block.minimum += block.scale;
+}
+
+fn pack_weights(format: Format, rows: &[[i16; BLOCK]; GROUP], out: &mut Vec<u8>) {
+    // W12: 16 * octet + nibble, with a signed nibble in the first half.
+    let octet = |half: usize, q: i16| match format {
+        Format::W12 if half == 0 => (q + 8) >> 4,
+        Format::W12 => q >> 4,
+        _ => q,
     };
-    scales(&|row| row.scale);
-    if format == Format::Q4Min {
-        scales(&|row| row.minimum);
-    }
-    // W12: 16 * octet + nibble with the nibble in -8..=7.
-    let octet = |q: i16| if format == Format::W12 { (q + 8) >> 4 } else { q };
-    let nibble = |q: i16| if format == Format::W12 { (q & 15) as u8 } else { (q >> 4) as u8 & 15 };
+    let nibble = |q: i16| if format == Format::W12 { q & 15 } else { (q >> 4) & 15 };
     if matches!(format, Format::Q8 | Format::W12) {
-        for columns in 0..BLOCK / 4 {
-            for row in rows {
-                out.extend(row.q[4 * columns..][..4].iter().map(|&q| octet(q) as u8));
+        for (half, rows) in rows.chunks_exact(HALF).enumerate() {
+            for columns in 0..BLOCK / 4 {
+                for row in rows {
+                    out.extend(row[4 * columns..][..4].iter().map(|&q| octet(half, q) as u8));
+                }
             }
         }
     }
     if format != Format::Q8 {
-        for pair in 0..BLOCK / 8 {
-            for row in rows {
-                let q = &row.q[8 * pair..][..8];
-                out.extend((0..4).map(|i| nibble(q[i]) | nibble(q[4 + i]) << 4));
+        for columns in 0..BLOCK / 4 {
+            for (high, low) in rows[..HALF].iter().zip(&rows[HALF..]) {
+                let (high, low) = (&high[4 * columns..][..4], &low[4 * columns..][..4]);
+                out.extend(high.iter().zip(low).map(|(&h, &l)| (nibble(h) << 4 | nibble(l)) as u8));
             }
         }
     }

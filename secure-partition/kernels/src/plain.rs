@@ -1,35 +1,35 @@
 //! The kernels in plain Rust: the twin that all others must equal, bit for bit.
 
-use crate::format::{BLOCK, Format, GROUP, SCALES};
-use crate::matrix::{half_word, weight};
+use crate::activations::join_sum;
+use crate::format::{BLOCK, Format, GROUP};
+use crate::matrix::{Group, half_word, weight};
 
 /// Sums of one group of rows for some tokens: `[token][row]`, to be multiplied by 2^-(row's shift + token's exponent).
 pub type Sums<const N: usize> = [[i64; GROUP]; N];
 
 /// Multiplies one group of rows with `N` tokens.
 ///
-/// `blocks` are the group's blocks, `x` each token's mantissas in [`crate::activations::Layout::Words`], `sums` its block
-/// sums. See [`crate::matmul`] for why nothing overflows.
-pub(crate) fn group<const N: usize>(
-    format: Format,
-    blocks: &[u8],
-    x: [&[i16]; N],
-    sums: [&[i32]; N],
-) -> Sums<N> {
+/// `x` are each token's mantissas in [`crate::activations::Layout::Words`], `sums` its block sums. See [`crate::matmul`] for
+/// why nothing overflows.
+pub(crate) fn group<const N: usize>(group: &Group, x: [&[i16]; N], sums: [&[i32]; N]) -> Sums<N> {
     let mut out = [[0_i64; GROUP]; N];
-    for (b, block) in blocks.chunks_exact(format.block_bytes()).enumerate() {
-        let weights = expand(format, block);
+    for (b, block) in group.blocks.chunks_exact(group.format.block_bytes()).enumerate() {
+        let weights = expand(group.format, block);
         for ((out, x), sums) in out.iter_mut().zip(x).zip(sums) {
             let x: &[i16; BLOCK] = x[b * BLOCK..].first_chunk().expect("as many blocks as weights");
-            for (row, (out, s)) in out.iter_mut().zip(block_dot(&weights, x)).enumerate() {
-                *out += i64::from(half_word(block, row)) * i64::from(s);
-                if format == Format::Q4Min {
-                    *out += i64::from(half_word(&block[SCALES..], row)) * i64::from(sums[b]);
-                }
-            }
+            add(group, b, block, block_dot(&weights, x), sums[b], out);
         }
     }
     out
+}
+
+/// Adds what a block contributes to each row, `s` being the rows' dot products.
+#[inline]
+pub(crate) fn add(group: &Group, b: usize, block: &[u8], s: [i32; GROUP], sum: i32, out: &mut [i64; GROUP]) {
+    for (row, (out, s)) in out.iter_mut().zip(s).enumerate() {
+        *out += i64::from(half_word(block, row)) * i64::from(s);
+        *out += i64::from(group.minimum(b, row)) * 128 * i64::from(join_sum(sum));
+    }
 }
 
 /// The weights of a block, 8 rows of 32 columns.

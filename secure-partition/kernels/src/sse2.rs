@@ -2,31 +2,21 @@
 
 use core::arch::x86_64::*;
 
-use crate::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
-use crate::matrix::half_word;
-use crate::plain::Sums;
+use crate::format::{BLOCK, Format, GROUP, NIBBLES, OCTETS, SCALES};
+use crate::matrix::Group;
+use crate::plain::{Sums, add};
 
 /// Widened weights of a block: for each 4 columns, 8 rows of 4, 2 rows a vector.
 type Weights = [[__m128i; GROUP / 2]; BLOCK / 4];
 
 /// Twin of [`crate::plain::group`].
-pub(crate) fn group<const N: usize>(
-    format: Format,
-    blocks: &[u8],
-    x: [&[i16]; N],
-    sums: [&[i32]; N],
-) -> Sums<N> {
+pub(crate) fn group<const N: usize>(group: &Group, x: [&[i16]; N], sums: [&[i32]; N]) -> Sums<N> {
     let x = x.map(|x| x.as_chunks::<BLOCK>().0);
     let mut out = [[0_i64; GROUP]; N];
-    for (b, block) in blocks.chunks_exact(format.block_bytes()).enumerate() {
-        let weights = widen(format, block);
+    for (b, block) in group.blocks.chunks_exact(group.format.block_bytes()).enumerate() {
+        let weights = widen(group.format, block);
         for ((out, x), sums) in out.iter_mut().zip(x).zip(sums) {
-            for (row, (out, s)) in out.iter_mut().zip(block_dot(&weights, &x[b])).enumerate() {
-                *out += i64::from(half_word(block, row)) * i64::from(s);
-                if format == Format::Q4Min {
-                    *out += i64::from(half_word(&block[SCALES..], row)) * i64::from(sums[b]);
-                }
-            }
+            add(group, b, block, block_dot(&weights, &x[b]), sums[b], out);
         }
     }
     out
@@ -34,14 +24,13 @@ pub(crate) fn group<const N: usize>(
 
 fn widen(format: Format, block: &[u8]) -> Weights {
     match format {
-        Format::Q4 => nibbles(&block[SCALES..]),
-        Format::Q4Min => nibbles(&block[2 * SCALES..]),
+        Format::Q4Min => nibbles(&block[SCALES..], 4),
         Format::Q8 => octets(&block[SCALES..]),
         _ => {
-            let (mut weights, nibbles) = (octets(&block[SCALES..]), nibbles(&block[SCALES + OCTETS..]));
+            let (mut weights, nibbles) = (octets(&block[SCALES..]), nibbles(&block[SCALES + OCTETS..], 0));
             for (octet, nibble) in weights.as_flattened_mut().iter_mut().zip(nibbles.as_flattened()) {
                 // SAFETY: every x86-64 has SSE2.
-                *octet = unsafe { _mm_add_epi16(_mm_slli_epi16::<4>(*octet), _mm_srai_epi16::<4>(*nibble)) };
+                *octet = unsafe { _mm_add_epi16(_mm_slli_epi16::<4>(*octet), *nibble) };
             }
             weights
         }
@@ -49,19 +38,23 @@ fn widen(format: Format, block: &[u8]) -> Weights {
 }
 
 fn octets(bytes: &[u8]) -> Weights {
-    core::array::from_fn(|columns| rows(load(bytes, 32 * columns), load(bytes, 32 * columns + 16)))
+    core::array::from_fn(|columns| rows(load(bytes, 16 * columns), load(bytes, NIBBLES + 16 * columns)))
 }
 
-/// Nibbles, times 16.
-fn nibbles(bytes: &[u8]) -> Weights {
+/// Nibbles, shifted left by `shift`.
+fn nibbles(bytes: &[u8], shift: i32) -> Weights {
     core::array::from_fn(|columns| {
+        let pairs = load(bytes, 16 * columns);
         // SAFETY: every x86-64 has SSE2.
-        let pick = |pair| unsafe {
-            let nibble = if columns % 2 == 0 { _mm_slli_epi16::<4>(pair) } else { pair };
-            _mm_and_si128(nibble, _mm_set1_epi8(-16))
-        };
-        let at = columns / 2 * 32;
-        rows(pick(load(bytes, at)), pick(load(bytes, at + 16)))
+        unsafe {
+            let shift = _mm_cvtsi32_si128(shift);
+            // The high ones stay at the top of their byte until it is widened, as they have a sign.
+            let high = rows(_mm_and_si128(pairs, _mm_set1_epi8(-16)), _mm_setzero_si128());
+            let low = rows(_mm_setzero_si128(), _mm_and_si128(pairs, _mm_set1_epi8(15)));
+            let up = |nibbles| _mm_sll_epi16(nibbles, shift);
+            let down = |nibbles| up(_mm_srai_epi16::<4>(nibbles));
+            [down(high[0]), down(high[1]), up(low[2]), up(low[3])]
+        }
     })
 }
 

@@ -1,13 +1,14 @@
 //! Every kernel equals its plain twin, bit for bit: on random and on worst-case weights and activations, at shapes just
 //! inside and outside the edges of tiles.
 
-use flexserve_kernels::activations::{Activations, quantize};
-use flexserve_kernels::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
+use flexserve_kernels::activations::{Activations, Layout, quantize, words_needed};
+use flexserve_kernels::format::{BLOCK, Format, GROUP, HALF, OCTETS, SCALES};
 use flexserve_kernels::isa::Isa;
-use flexserve_kernels::matmul::{matmul, scale};
+use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::{MAX_COLS, Matrix};
+use std::sync::atomic::{AtomicI32, AtomicI64};
 
-const FORMATS: [Format; 4] = [Format::Q4, Format::Q4Min, Format::Q8, Format::W12];
+const FORMATS: [Format; 3] = [Format::Q4Min, Format::Q8, Format::W12];
 
 /// xorshift64*.
 struct Random(u64);
@@ -24,28 +25,41 @@ impl Random {
 /// The instruction sets of this machine.
 fn isas() -> Vec<Isa> {
     let mut isas = vec![Isa::BASELINE];
-    if Isa::detect() != Isa::BASELINE {
-        isas.push(Isa::detect());
+    for features in [Isa::DOTPROD, Isa::DOTPROD | Isa::I8MM, u64::MAX] {
+        let isa = Isa::detect_within(features);
+        if !isas.contains(&isa) {
+            isas.push(isa);
+        }
     }
     isas
 }
 
 fn run(isa: Isa, weights: &Matrix, values: &[i64], frac: i32) -> Vec<i64> {
     let (cols, tokens) = (weights.cols(), values.len() / weights.cols());
-    let (mut words, mut sums) = (vec![0; values.len()], vec![0; values.len() / BLOCK]);
-    let exponents: Vec<i32> = (0..tokens)
-        .map(|t| {
-            let words = &mut words[t * cols..][..cols];
-            let sums = &mut sums[t * cols / BLOCK..][..cols / BLOCK];
-            quantize(isa.layout(), &values[t * cols..][..cols], 0, words, sums)
-        })
-        .collect();
-    let x = Activations::new(&words, &sums, &exponents, cols);
-    let mut out = vec![i64::MIN; tokens * weights.rows()];
-    matmul(isa, weights, 0..weights.groups(), &x, frac, |t, row, y| {
-        out[t * weights.rows() + row..][..y.len()].copy_from_slice(y);
-    });
-    out
+    let (mut words, mut sums) = (vec![0; words_needed(tokens, cols)], vec![0; values.len() / BLOCK]);
+    let layout = isa.layout(tokens);
+    let put = |(t, values)| quantize(layout, t, values, 0, &mut words, &mut sums);
+    let exponents: Vec<i32> = values.chunks(cols).enumerate().map(put).collect();
+    let x = Activations::new(layout, &words, &sums, &exponents, cols);
+    let add = |before: &[i64]| {
+        let after: Vec<AtomicI64> = before.iter().map(|_| AtomicI64::new(i64::MIN)).collect();
+        let output = Output::Add { before, after: &after };
+        // In two parts, as two workers do.
+        let middle = weights.groups() / 2;
+        matmul(isa, weights, 0..middle, &x, frac, output);
+        matmul(isa, weights, middle..weights.groups(), &x, frac, output);
+        after.into_iter().map(AtomicI64::into_inner).collect::<Vec<_>>()
+    };
+    let y = add(&vec![0; tokens * weights.rows()]);
+    let before: Vec<i64> = (0..).map(|i| i % 3 * (i64::MAX / 2)).take(y.len()).collect();
+    let saturated: Vec<i64> = y.iter().zip(&before).map(|(y, before)| y.saturating_add(*before)).collect();
+    assert_eq!(add(&before), saturated);
+    let narrow: Vec<AtomicI32> = y.iter().map(|_| AtomicI32::new(7)).collect();
+    matmul(isa, weights, 0..weights.groups(), &x, frac, Output::Store(&narrow));
+    for (y, narrow) in y.iter().zip(narrow) {
+        assert_eq!(i64::from(narrow.into_inner()), *y.clamp(&i32::MIN.into(), &i32::MAX.into()));
+    }
+    y
 }
 
 /// The definition in the documentation of `format`, column by column.
@@ -54,7 +68,7 @@ fn definition(weights: &Matrix, values: &[i64], frac: i32) -> Vec<i64> {
     let mut out = Vec::new();
     for values in values.chunks(cols) {
         let (mut words, mut sums) = (vec![0; cols], vec![0; cols / BLOCK]);
-        let exponent = quantize(Isa::PLAIN.layout(), values, 0, &mut words, &mut sums);
+        let exponent = quantize(Layout::Words, 0, values, 0, &mut words, &mut sums);
         for row in 0..weights.rows() {
             let mut sum = 0;
             let shift = weights.decode_row(row, |c, value| sum += value * i64::from(words[c]));
@@ -93,6 +107,20 @@ fn random_weights() {
 }
 
 #[test]
+fn strips_and_batches_of_any_length() {
+    let mut random = Random(0x0fed_cba9_8765_4321);
+    for format in FORMATS {
+        for (rows, cols, tokens) in [(17, 1056, 5), (8, 2080, 6), (24, 64, 67), (9, 96, 129)] {
+            let bytes: Vec<u8> =
+                (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
+            let values: Vec<i64> =
+                (0..tokens * cols).map(|_| random.next().cast_signed() >> (random.next() % 64)).collect();
+            check(format, rows, cols, &bytes, &values);
+        }
+    }
+}
+
+#[test]
 fn extremes_of_every_field() {
     for format in FORMATS {
         for fill in [0x80, 0x7f, 0x88, 0x77, 0xff, 0x00] {
@@ -113,15 +141,16 @@ fn the_largest_sum_of_the_widest_row_is_exact() {
     let mut block = vec![0xff; SCALES];
     block.chunks_exact_mut(2).for_each(|scale| scale.copy_from_slice(&i16::MIN.to_le_bytes()));
     block.resize(SCALES + OCTETS, 0x80);
-    block.resize(Format::W12.block_bytes(), 0x88);
+    // High nibbles of -8, low ones of 0.
+    block.resize(Format::W12.block_bytes(), 0x80);
     let mut bytes = vec![0; 4 * GROUP];
     (0..cols / BLOCK).for_each(|_| bytes.extend_from_slice(&block));
     // Rounds to the largest mantissa, 2^14, with exponent -6.
     let values = vec![(1 << 20) - 1; cols];
     check(Format::W12, GROUP, cols, &bytes, &values);
     let weights = Matrix::new(Format::W12, GROUP, cols, &bytes).unwrap();
-    let sum = cols as i64 * 32768 * 2056 * (1 << 14);
-    assert_eq!(run(Isa::PLAIN, &weights, &values, -6), [sum; GROUP]);
+    let sum = |q: i64| [cols as i64 * 32768 * q * (1 << 14); HALF];
+    assert_eq!(run(Isa::PLAIN, &weights, &values, -6), [sum(2056), sum(2048)].concat());
 }
 
 #[test]
@@ -130,8 +159,8 @@ fn shapes_are_checked() {
     assert!(Matrix::new(Format::Q8, 8, 32, &bytes[..304]).is_ok());
     assert!(Matrix::new(Format::Q8, 8, 32, &bytes[..303]).is_err());
     assert!(Matrix::new(Format::Vector, 1, 32, &bytes).is_err());
-    assert!(Matrix::new(Format::Q4, 8, 33, &bytes).is_err());
-    assert!(Matrix::new(Format::Q4, 8, MAX_COLS + 32, &vec![0; 1 << 20]).is_err());
+    assert!(Matrix::new(Format::Q4Min, 8, 33, &bytes).is_err());
+    assert!(Matrix::new(Format::Q4Min, 8, MAX_COLS + 32, &vec![0; 1 << 20]).is_err());
 }
 
 #[test]

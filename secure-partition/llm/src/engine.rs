@@ -1,18 +1,17 @@
 //! From tokens to logits.
 
 use core::ops::Range;
-use core::sync::atomic::Ordering::Relaxed;
 
 use flexserve_container::{Model, Params, TensorKind};
 use flexserve_kernels::activations::{Activations, quantize};
-use flexserve_kernels::format::{BLOCK, GROUP};
+use flexserve_kernels::format::GROUP;
 use flexserve_kernels::isa::Isa;
-use flexserve_kernels::matmul::{matmul, scale};
+use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::Matrix;
 use flexserve_kernels::vector::Vector;
 
 use crate::attention::{self, Cache, HEAD_DIM_MAX, Query};
-use crate::fixed::{saturate, sigmoid};
+use crate::fixed::sigmoid;
 use crate::norm::{RESIDUAL_FRAC, rms_norm};
 use crate::workers::{Alone, Workers, divide, shared_32, shared_64};
 use crate::workspace::{BATCH, Shape, Workspace};
@@ -191,7 +190,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         self.normalize(&weights::vector(&self.model, TensorKind::AttnNorm, layer)?, 0..tokens);
         let (isa, workers) = (self.isa, self.workers);
         let workspace = &mut self.workspace;
-        let x = activations(workspace.words, workspace.sums, workspace.exponents, tokens, self.shape.width);
+        let x =
+            activations(isa, workspace.words, workspace.sums, workspace.exponents, tokens, self.shape.width);
         project(isa, workers, &q, &x, workspace.queries);
         project(isa, workers, &k, &x, workspace.keys);
         project(isa, workers, &v, &x, workspace.values);
@@ -200,7 +200,7 @@ impl<'m, 'w> Engine<'m, 'w> {
             self.remember(layer as usize, t);
         }
         for t in 0..tokens {
-            self.attend(layer as usize, t);
+            self.attend(layer as usize, t, tokens);
         }
         self.add_to_residual(&output, tokens);
         Ok(())
@@ -214,7 +214,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         self.normalize(&weights::vector(&self.model, TensorKind::FfnNorm, layer)?, 0..tokens);
         let (isa, workers, wide) = (self.isa, self.workers, self.shape.feed_forward);
         let workspace = &mut self.workspace;
-        let x = activations(workspace.words, workspace.sums, workspace.exponents, tokens, self.shape.width);
+        let x =
+            activations(isa, workspace.words, workspace.sums, workspace.exponents, tokens, self.shape.width);
         project(isa, workers, &gate, &x, workspace.gate);
         project(isa, workers, &up, &x, workspace.up);
         for t in 0..tokens {
@@ -225,43 +226,37 @@ impl<'m, 'w> Engine<'m, 'w> {
                 // Q15.16 * Q2.30 >> 30 is a Q15.16 again; its product with another is below 2^62.
                 *out = ((i64::from(gate) * sigmoid(gate)) >> 30) * i64::from(up);
             }
-            self.store_mantissas(t, wide, 2 * FRAC);
+            self.store_mantissas(t, tokens, wide, 2 * FRAC);
         }
         self.add_to_residual(&down, tokens);
         Ok(())
     }
 
-    /// Mantissas of norm(residual) of some tokens of the batch, in the same places.
+    /// Mantissas of norm(residual) of some tokens of the batch.
     fn normalize(&mut self, weight: &Vector, tokens: Range<usize>) {
         let width = self.shape.width;
         let epsilon = self.model.manifest().params().rms_epsilon;
-        for t in tokens {
+        for (place, t) in tokens.clone().enumerate() {
             let row = &self.workspace.residual[t * width..][..width];
             let frac = rms_norm(row, weight, epsilon, &mut self.workspace.wide[..width]);
-            self.store_mantissas(t, width, frac);
+            self.store_mantissas(place, tokens.len(), width, frac);
         }
     }
 
-    /// Rounds the first `cols` of `wide` to the mantissas of token `t`.
-    fn store_mantissas(&mut self, t: usize, cols: usize, frac: i32) {
+    /// Rounds the first `cols` of `wide` to the mantissas of one of `tokens` tokens.
+    fn store_mantissas(&mut self, t: usize, tokens: usize, cols: usize, frac: i32) {
         let workspace = &mut self.workspace;
-        let words = &mut workspace.words[t * cols..][..cols];
-        let sums = &mut workspace.sums[t * cols / BLOCK..][..cols / BLOCK];
-        workspace.exponents[t] = quantize(self.isa.layout(), &workspace.wide[..cols], frac, words, sums);
+        let (layout, values) = (self.isa.layout(tokens), &workspace.wide[..cols]);
+        workspace.exponents[t] = quantize(layout, t, values, frac, workspace.words, workspace.sums);
     }
 
     /// residual += W x, x being the mantissas.
     fn add_to_residual(&mut self, weights: &Matrix, tokens: usize) {
-        let width = self.shape.width;
         let workspace = &mut self.workspace;
-        let x = activations(workspace.words, workspace.sums, workspace.exponents, tokens, weights.cols());
-        let (before, after) = (&*workspace.residual, shared_64(workspace.next_residual));
-        multiply(self.isa, self.workers, weights, &x, RESIDUAL_FRAC, |t, row, y| {
-            let at = t * width + row;
-            for ((after, &before), &y) in after[at..].iter().zip(&before[at..]).zip(y) {
-                after.store(before.saturating_add(y), Relaxed);
-            }
-        });
+        let (words, sums) = (&*workspace.words, &*workspace.sums);
+        let x = activations(self.isa, words, sums, workspace.exponents, tokens, weights.cols());
+        let output = Output::Add { before: workspace.residual, after: shared_64(workspace.next_residual) };
+        multiply(self.isa, self.workers, weights, &x, RESIDUAL_FRAC, output);
         core::mem::swap(&mut workspace.residual, &mut workspace.next_residual);
     }
 
@@ -293,8 +288,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         }
     }
 
-    /// Attention of token `t` of the batch; its mantissas are the result.
-    fn attend(&mut self, layer: usize, t: usize) {
+    /// Attention of token `t` of a batch of `tokens`; its mantissas are the result.
+    fn attend(&mut self, layer: usize, t: usize, tokens: usize) {
         let (shape, workspace) = (&self.shape, &mut self.workspace);
         let (dim, positions) = (shape.head_dim, self.position + t + 1);
         for head in 0..shape.heads {
@@ -316,7 +311,7 @@ impl<'m, 'w> Engine<'m, 'w> {
             attention::attend(query, cache, scores, weights, &mut workspace.wide[head * dim..][..dim]);
         }
         let queries = shape.queries();
-        self.store_mantissas(t, queries, attention::OUT_FRAC);
+        self.store_mantissas(t, tokens, queries, attention::OUT_FRAC);
     }
 
     /// Logits behind some tokens of the batch, to `out` or, of one token, to the workspace.
@@ -324,9 +319,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         let head = weights::head(&self.model)?;
         self.normalize(&weights::vector(&self.model, TensorKind::OutputNorm, 0)?, tokens.clone());
         let (width, workspace) = (self.shape.width, &mut self.workspace);
-        let words = &workspace.words[tokens.start * width..];
-        let sums = &workspace.sums[tokens.start * width / BLOCK..];
-        let x = Activations::new(words, sums, &workspace.exponents[tokens], width);
+        let (words, sums) = (&*workspace.words, &*workspace.sums);
+        let x = activations(self.isa, words, sums, workspace.exponents, tokens.len(), width);
         project(self.isa, self.workers, &head, &x, out.unwrap_or(workspace.logits));
         Ok(())
     }
@@ -334,36 +328,24 @@ impl<'m, 'w> Engine<'m, 'w> {
 
 /// The mantissas of a batch.
 fn activations<'a>(
+    isa: Isa,
     words: &'a [i16],
     sums: &'a [i32],
     exponents: &'a [i32],
     tokens: usize,
     cols: usize,
 ) -> Activations<'a> {
-    Activations::new(words, sums, &exponents[..tokens], cols)
+    Activations::new(isa.layout(tokens), words, sums, &exponents[..tokens], cols)
 }
 
 /// [`matmul`] of all rows, divided among the workers.
-fn multiply(
-    isa: Isa,
-    workers: &dyn Workers,
-    weights: &Matrix,
-    x: &Activations,
-    frac: i32,
-    each: impl Fn(usize, usize, &[i64]) + Sync,
-) {
+fn multiply(isa: Isa, workers: &dyn Workers, weights: &Matrix, x: &Activations, frac: i32, out: Output) {
     divide(workers, weights.groups(), GROUP * weights.cols() * x.tokens(), |groups| {
-        matmul(isa, weights, groups, x, frac, &each);
+        matmul(isa, weights, groups, x, frac, out);
     });
 }
 
 /// out (tokens, rows) = W x, in Q15.16, saturated.
 fn project(isa: Isa, workers: &dyn Workers, weights: &Matrix, x: &Activations, out: &mut [i32]) {
-    let rows = weights.rows();
-    let out = shared_32(out);
-    multiply(isa, workers, weights, x, FRAC, |t, row, y| {
-        for (out, &y) in out[t * rows + row..].iter().zip(y) {
-            out.store(saturate(y), Relaxed);
-        }
-    });
+    multiply(isa, workers, weights, x, FRAC, Output::Store(shared_32(out)));
 }

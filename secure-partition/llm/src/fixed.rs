@@ -31,8 +31,8 @@ pub const ONE: i64 = 1 << 30;
 /// `2^x` of x <= 0 in Q15.16, as Q2.30. Relative error below 2^-21, absolute below 2^-30 + that.
 #[must_use]
 #[inline]
-pub fn exp2(x: i32) -> i64 {
-    let (whole, fraction) = (x >> 16, i64::from(x & 0xffff));
+pub const fn exp2(x: i32) -> i64 {
+    let (whole, fraction) = (x >> 16, (x & 0xffff) as i64);
     if whole < -31 {
         return 0;
     }
@@ -42,15 +42,41 @@ pub fn exp2(x: i32) -> i64 {
     let y3 = (y2 * y) >> 30;
     let rest = ONE + y + (y2 >> 1) + y3 / 6;
     let mantissa = (EXP2[(fraction >> 12) as usize] * rest) >> 30;
-    mantissa >> -whole.min(0)
+    mantissa >> if whole < 0 { -whole } else { 0 }
 }
 
 /// `1 / (1 + e^-x)` of x in Q15.16, as Q2.30.
 #[must_use]
 #[inline]
 pub fn sigmoid(x: i32) -> i64 {
-    let exponent = -((i64::from(x).abs() * (LOG2_E >> 30).cast_signed()) >> 30);
-    let e = exp2(exponent.max(i64::from(i32::MIN)) as i32);
+    let magnitude = x.unsigned_abs();
+    let at = (magnitude >> SIGMOID_STEP) as usize;
+    let Some([this, next]) = SIGMOID.get(at..).and_then(|rest| rest.first_chunk()) else {
+        return exact_sigmoid(x);
+    };
+    let rest = magnitude & ((1 << SIGMOID_STEP) - 1);
+    let low = i64::from(*this) - ((i64::from(this - next) * i64::from(rest)) >> SIGMOID_STEP);
+    if x < 0 { low } else { ONE - low }
+}
+
+/// Bits of x between two entries of [`SIGMOID`]: 1/128 is off by less than 2^-17 of the value.
+const SIGMOID_STEP: u32 = 9;
+
+/// `1 / (1 + e^x)` of x in 0..=16, Q2.30.
+static SIGMOID: [i32; (16 << (16 - SIGMOID_STEP)) + 1] = {
+    let mut table = [0; _];
+    let mut i = 0;
+    while i < table.len() {
+        table[i] = exact_sigmoid(-((i as i32) << SIGMOID_STEP)) as i32;
+        i += 1;
+    }
+    table
+};
+
+/// [`sigmoid`] without a table.
+const fn exact_sigmoid(x: i32) -> i64 {
+    let exponent = -(((x as i64).abs() * (LOG2_E >> 30).cast_signed()) >> 30);
+    let e = exp2(if exponent < i32::MIN as i64 { i32::MIN } else { exponent as i32 });
     let numerator = if x < 0 { e } else { ONE };
     (numerator << 30) / (ONE + e)
 }

@@ -1,13 +1,14 @@
 //! The memory that a running model needs, carved out of one slice.
 
 use flexserve_container::Params;
+use flexserve_kernels::activations::words_needed;
 use flexserve_kernels::format::BLOCK;
 use zerocopy::FromBytes;
 
 use crate::Error;
 
 /// Tokens that one pass over the weights serves.
-pub const BATCH: usize = 32;
+pub const BATCH: usize = 64;
 
 /// Sizes of a model, as lengths.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +103,7 @@ pub struct Workspace<'w> {
     pub sums: &'w mut [i32],
     /// (`BATCH`): exponents of the mantissas
     pub exponents: &'w mut [i32],
-    /// (`BATCH`, widest): mantissas
+    /// (`BATCH`, widest): mantissas, as the kernels take them
     pub words: &'w mut [i16],
     /// (context)
     pub weights: &'w mut [i16],
@@ -169,7 +170,7 @@ impl<'w> Workspace<'w> {
             scores: carver.take(shape.context)?,
             sums: carver.take(BATCH * widest / BLOCK)?,
             exponents: carver.take(BATCH)?,
-            words: carver.take(BATCH * widest)?,
+            words: carver.take(words_needed(BATCH, widest))?,
             weights: carver.take(shape.context)?,
             key_cache: carver.take(shape.cached() * shape.head_dim)?,
             value_cache: carver.take(shape.cached() * shape.head_dim)?,

@@ -42,7 +42,7 @@ fn steps_of_any_size_give_the_same_bits() {
     let whole = logits(&container, Isa::BASELINE, &tokens, tokens.len(), 0);
     assert!(whole.iter().any(|&l| l != whole[0]), "a model that says nothing");
     assert!(whole.iter().all(|&l| l.unsigned_abs() < 1 << 28), "a model that saturates: {whole:?}");
-    for step in [1, 2, 5, 31, 32, 33, 64] {
+    for step in [1, 2, 3, 4, 5, 31, 32, 33, 64, 65] {
         assert_eq!(logits(&container, Isa::BASELINE, &tokens, step, 0), whole, "steps of {step}");
     }
 }
@@ -52,7 +52,8 @@ fn every_instruction_set_gives_the_same_bits() {
     let container = container(Content::Sane, 2);
     let tokens = tokens(43);
     let plain = logits(&container, Isa::PLAIN, &tokens, 40, 0);
-    for isa in [Isa::BASELINE, Isa::detect()] {
+    let isas = [0, Isa::DOTPROD, Isa::DOTPROD | Isa::I8MM, u64::MAX].map(Isa::detect_within);
+    for isa in isas {
         assert_eq!(logits(&container, isa, &tokens, 40, 0), plain, "{isa:?}");
     }
 }

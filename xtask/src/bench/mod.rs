@@ -1,6 +1,7 @@
 //! `bench`: figures, one row each, by name.
 
 mod granules;
+mod kernels;
 mod scripts;
 mod size;
 
@@ -42,7 +43,7 @@ enum Bench {
     Accuracy,
     /// Tokens against llama.cpp's.
     Tokenizer,
-    /// Instructions for each token of a prompt and of an answer.
+    /// Instructions for each token of a prompt and of an answer, by instruction set and inside the partition.
     Kernels,
     /// From the prompt to the first token, and tokens per second, by the guest's clock.
     Ttft,
@@ -98,7 +99,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
             Bench::Size => size::measure(paths, &platform)?,
             Bench::Accuracy => scripts::accuracy(paths)?,
             Bench::Tokenizer => scripts::tokenizer(paths)?,
-            Bench::Kernels => kernels(paths, &platform)?,
+            Bench::Kernels => [kernels::measure(paths)?, in_the_partition(paths, &platform)?].concat(),
             Bench::Ttft => ttft(paths, &platform)?,
         });
     }
@@ -125,7 +126,7 @@ fn ttft(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
 }
 
 /// Instructions of the whole machine, interrupts and world switches included, for each token.
-fn kernels(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
+fn in_the_partition(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
     const MILLION: f64 = 1e6;
     let json = answer(paths, platform, true)?;
     let figure = |key: &str| json[key].as_f64().unwrap_or_default();

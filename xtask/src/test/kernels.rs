@@ -10,12 +10,19 @@ use anyhow::{Result, bail};
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// Cores as `qemu-aarch64 -cpu` takes them: Armv8.0; everything; and three vector lengths of SVE.
-const CORES: [&str; 5] =
-    ["cortex-a72", "max,sve=off,sme=off", "max,sve128=on", "max,sve256=on", "max,sve512=on"];
+/// Cores as `qemu-aarch64 -cpu` takes them: Armv8.0; everything but SVE; and every vector length of SVE that is a power of two.
+const CORES: [&str; 7] = [
+    "cortex-a72",
+    "max,sve=off,sme=off",
+    "max,sve128=on",
+    "max,sve256=on",
+    "max,sve512=on",
+    "max,sve1024=on",
+    "max,sve2048=on",
+];
 
 /// Root of the C library for Arm, as Debian's cross packages lay it out.
-const LIBRARY_ROOT: &str = "/usr/aarch64-linux-gnu";
+pub const LIBRARY_ROOT: &str = "/usr/aarch64-linux-gnu";
 
 /// Builds the tests once and runs them on each kind of core.
 ///

@@ -3,7 +3,7 @@
 pub mod conformance;
 mod fuzz;
 mod host;
-mod kernels;
+pub mod kernels;
 mod system;
 
 use crate::{interrupt, paths::Paths, platform::Platform};

@@ -1,7 +1,7 @@
 //! A container with a tiny model of random weights.
 
 use flexserve_container::{Manifest, Model, SegmentKind, TensorKind, hash_of_head, wire};
-use flexserve_kernels::format::{BLOCK, Format, GROUP, GROUP_HEAD};
+use flexserve_kernels::format::{Format, GROUP, GROUP_HEAD};
 use sha2::{Digest, Sha256};
 use zerocopy::IntoBytes;
 
@@ -67,7 +67,7 @@ fn format(kind: TensorKind) -> Format {
     match kind {
         TensorKind::TokenEmbedding => Format::Q8,
         TensorKind::AttnK | TensorKind::AttnV => Format::W12,
-        TensorKind::AttnOutput => Format::Q4,
+        TensorKind::AttnOutput => Format::Q4Min,
         kind if kind.is_norm() => Format::Vector,
         _ => Format::Q4Min,
     }
@@ -87,9 +87,7 @@ fn tensor(kind: TensorKind, content: Content, random: &mut Random) -> Vec<u8> {
     // Rows of about unit norm: scales are full i16, weights of 8, 8 or 12 bits.
     let shift = if format == Format::W12 { 29_i32 } else { 24 };
     for group in bytes.chunks_exact_mut(format.group_bytes(cols)) {
-        let (head, blocks) = group.split_at_mut(GROUP_HEAD);
-        head.copy_from_slice(&shift.to_le_bytes().repeat(GROUP));
-        assert_eq!(blocks.len(), cols / BLOCK * format.block_bytes());
+        group[..GROUP_HEAD].copy_from_slice(&shift.to_le_bytes().repeat(GROUP));
     }
     bytes
 }
