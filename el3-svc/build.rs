@@ -5,6 +5,7 @@ use flexserve_platform::{ISOLATION, Isolation, SPMC_MANIFEST_SOURCE};
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(isolation, values(\"gpt\", \"stage-2\"))");
     println!("cargo:rustc-check-cfg=cfg(spmc_manifest_copied)");
+    println!("cargo:rustc-check-cfg=cfg(fuzzing)");
     let isolation = match ISOLATION {
         Isolation::GranuleProtectionTable => "gpt",
         Isolation::Stage2 => "stage-2",

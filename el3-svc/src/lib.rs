@@ -33,8 +33,8 @@ pub mod protocol;
 mod psci;
 #[cfg(all(target_os = "none", isolation = "stage-2"))]
 mod stage2;
-#[cfg(test)]
-mod stage2_fake;
+#[cfg(any(test, fuzzing))]
+pub mod stage2_fake;
 pub mod stage2_fault;
 pub mod stage2_format;
 pub mod stage2_map;

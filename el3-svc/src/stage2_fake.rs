@@ -1,5 +1,6 @@
 //! Stage 2 as a test sees it: memory, a walker that knows the architecture but not our format, and cores that cache every
-//! translation they can get, after every single write.
+//! translation they can get, after every single write. For tests and fuzzing only.
+#![forbid(unsafe_code)]
 extern crate std;
 
 use crate::{protection::Range, stage2_format::Layout, stage2_map, stage2_range::Tables};
@@ -10,23 +11,32 @@ use std::{
     vec::Vec,
 };
 
+/// The machine's memory.
 pub const DRAM: Region = Region { base: 0x4000_0000, size: 16 << 20 };
+/// Where the tables lie.
 pub const MEMORY: Region = Region { base: 0x4020_0000, size: 2 << 20 };
+/// What can be lent: three blocks.
 pub const BANK: Region = Region { base: 0x4040_0000, size: 6 << 20 };
+/// The tables.
 pub const LAYOUT: Layout = Layout::new(MEMORY, DRAM, &[BANK]);
 
 /// What memory holds where nothing was written: a valid page that is not the normal world's.
 const GARBAGE: u64 = 0x0e10_07ff;
 
-/// A translation: base and size of what it covers, where that lies, and whether it may be executed.
+/// A translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
+    /// First address that it covers.
     pub base: u64,
+    /// Bytes that it covers.
     pub size: u64,
+    /// Where that lies.
     pub output: u64,
+    /// Whether it may be executed.
     pub executable: bool,
 }
 
+/// The machine.
 #[derive(Default)]
 pub struct Fake {
     memory: RefCell<BTreeMap<u64, u64>>,
@@ -38,7 +48,9 @@ pub struct Fake {
     /// Size and base of what is cached.
     tlb: RefCell<BTreeSet<(u64, u64)>>,
     locked: Cell<u16>,
+    /// How many there were.
     pub invalidations: Cell<u64>,
+    /// What was.
     pub flushed: RefCell<Vec<Range>>,
 }
 
@@ -110,6 +122,7 @@ impl Fake {
         }
     }
 
+    /// What memory holds, without what is pending.
     pub fn raw(&self, address: u64) -> u64 {
         self.memory.borrow().get(&address).copied().unwrap_or(GARBAGE)
     }

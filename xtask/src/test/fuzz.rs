@@ -5,9 +5,15 @@ use crate::{paths::Paths, process, toolchain};
 use anyhow::{Context as _, Result};
 use std::{env, fs, process::Command};
 
-/// Targets, and how many of a hundred executions each makes: those of the range engine take longest.
-const TARGETS: [(&str, u64); 5] =
-    [("smc", 100), ("gpt_range", 10), ("ffa_descriptors", 100), ("container", 100), ("gguf", 100)];
+/// Targets, and how many of a hundred executions each makes: those of the range engines take longest.
+const TARGETS: [(&str, u64); 6] = [
+    ("smc", 100),
+    ("gpt_range", 10),
+    ("stage2_range", 10),
+    ("ffa_descriptors", 100),
+    ("container", 100),
+    ("gguf", 100),
+];
 /// Executions of a target, unless `FLEXSERVE_FUZZ_RUNS` says otherwise.
 const RUNS: u64 = 200_000;
 
