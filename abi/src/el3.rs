@@ -198,11 +198,13 @@ pub enum Counter {
     CoresLent = 6,
     /// Cores recalled.
     CoresRecalled = 7,
+    /// Ticks of the system counter (CNTPCT_EL0) that the longest call took which moved more than one granule.
+    LongestMove = 8,
 }
 
 impl Counter {
     /// Every counter, in order of its index, with the name it has in reports.
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::Lent, "granules_lent"),
         (Self::Returned, "granules_returned"),
         (Self::Batches, "batches"),
@@ -211,6 +213,7 @@ impl Counter {
         (Self::Faults, "faults"),
         (Self::CoresLent, "cores_lent"),
         (Self::CoresRecalled, "cores_recalled"),
+        (Self::LongestMove, "longest_move_ticks"),
     ];
 }
 

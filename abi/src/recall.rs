@@ -5,8 +5,12 @@
 //! whatever that is doing, so that `FFA_MEM_RECLAIM` succeeds. A borrower that touches the region afterwards is aborted:
 //! thus it is told. In the response x4 is the status, x5 a result.
 
-/// The only operation, in x4.
+/// Takes the region with handle x5 back, in x4.
 pub const REVOKE: u64 = 1;
+
+/// Asks how long the manager was busy at a time, in x4: x5 of the response are the ticks of the system counter (CNTPCT_EL0)
+/// that the longest section under its lock took, with interrupts masked, waiting for the lock included.
+pub const LONGEST_SECTION: u64 = 2;
 
 /// Nanoseconds between the notice and the first request that revokes.
 pub const NOTICE_NS: u64 = 10_000_000;
@@ -15,7 +19,7 @@ pub const NOTICE_NS: u64 = 10_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i64)]
 pub enum Status {
-    /// Nobody has the region mapped any more: it can be reclaimed.
+    /// Done. Of `REVOKE`: nobody has the region mapped any more, it can be reclaimed.
     Revoked = 0,
     /// No such operation.
     NotSupported = -1,

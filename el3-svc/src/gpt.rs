@@ -1,6 +1,7 @@
 //! Granule protection tables on the hardware: the tables that BL31 has set up, and the instructions around a change.
 
 use crate::{
+    clock::ticks,
     gpt_format::Layout,
     gpt_range::{Tables, move_ranges},
     protection::{GranuleProtection, Moved, Range},
@@ -58,6 +59,10 @@ impl GranuleProtection for GranuleProtectionTables {
 
     fn tlb_invalidations(&self) -> u64 {
         self.invalidations.load(Ordering::Relaxed)
+    }
+
+    fn ticks(&self) -> u64 {
+        ticks()
     }
 
     fn owner(&self, base: u64) -> Option<Gpi> {

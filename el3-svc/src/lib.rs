@@ -18,6 +18,8 @@
 //! The feature `bench` adds what the service is measured against; `./flexserve bench smc` builds with it.
 #![no_std]
 
+#[cfg(target_os = "none")]
+mod clock;
 pub mod cores;
 #[cfg(all(target_os = "none", isolation = "gpt"))]
 mod gpt;

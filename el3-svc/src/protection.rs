@@ -61,6 +61,11 @@ pub trait GranuleProtection {
         0
     }
 
+    /// Ticks of the system counter.
+    fn ticks(&self) -> u64 {
+        0
+    }
+
     /// Who may access the granule at `base`. `None` where the mechanism does not cover it.
     fn owner(&self, base: u64) -> Option<Gpi>;
 

@@ -214,6 +214,7 @@ impl<P: GranuleProtection, C: CoreControl> Service<P, C> {
 
     /// Moves ranges in order, [`BATCH_LIMIT`] granules at most, of which there are `more` for the next call.
     fn transfer(&self, target: Target, ranges: &[Range], more: bool) -> Reply {
+        let start = self.protection.ticks();
         let (moved, counter) = match target {
             Target::Secure => (self.protection.lend(ranges), Counter::Lent),
             Target::NonSecure => (self.protection.give_back(ranges), Counter::Returned),
@@ -221,6 +222,11 @@ impl<P: GranuleProtection, C: CoreControl> Service<P, C> {
         if moved.done > 0 {
             self.count(counter, moved.done);
             self.count(Counter::Batches, 1);
+        }
+        // One granule is never the longest.
+        if moved.done > 1 {
+            let taken = self.protection.ticks().saturating_sub(start);
+            self.counters[Counter::LongestMove as usize].fetch_max(taken, Ordering::Relaxed);
         }
         let status = match moved.error {
             Some(MoveError::NotOwned) => Status::Denied,
@@ -288,6 +294,11 @@ mod tests {
             88
         }
 
+        /// Each granule that a move takes or gives is a tick.
+        fn ticks(&self) -> u64 {
+            self.0.lock().unwrap().len() as u64
+        }
+
         fn owner(&self, base: u64) -> Option<Gpi> {
             Some(if self.0.lock().unwrap().contains(&base) { Gpi::Secure } else { Gpi::NonSecure })
         }
@@ -343,6 +354,16 @@ mod tests {
         assert_eq!(set(&s, BANK.base, 2, Gpi::Secure), Reply(0, 2));
         assert_eq!(set(&s, BANK.base, 2, Gpi::NonSecure), Reply(0, 2));
         assert_eq!((stat(&s, Counter::Lent), stat(&s, Counter::Returned)), (2, 2));
+    }
+
+    #[test]
+    fn the_longest_move_is_kept() {
+        let s = service();
+        for count in [1, 3, 2] {
+            set(&s, BANK.base, count, Gpi::Secure);
+            set(&s, BANK.base, count, Gpi::NonSecure);
+            assert_eq!(stat(&s, Counter::LongestMove), if count == 1 { 0 } else { 3 });
+        }
     }
 
     #[test]

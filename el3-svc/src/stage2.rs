@@ -1,6 +1,7 @@
 //! The normal world's stage-2 tables on the hardware: the memory that holds them, and the instructions around a change.
 
 use crate::{
+    clock::ticks,
     normal_world,
     protection::{GranuleProtection, Moved, Range},
     stage2_format::{Layout, physical_address_bits},
@@ -62,6 +63,10 @@ impl GranuleProtection for Stage2 {
 
     fn faults(&self) -> u64 {
         normal_world::faults()
+    }
+
+    fn ticks(&self) -> u64 {
+        ticks()
     }
 
     fn owner(&self, base: u64) -> Option<Gpi> {

@@ -52,20 +52,20 @@ impl<'a> Claims<'a> {
     /// [`Error`], and no page is claimed.
     pub fn claim(&mut self, base: u64, pages: u32) -> Result<(), Error> {
         let first = Self::index(base, pages).ok_or(Error::NotLendable)?;
-        let pages = first..first + pages as usize;
-        if pages.clone().any(|page| self.words[page / 64] >> (page % 64) & 1 != 0) {
+        if masks(first, pages).any(|(word, mask)| self.words[word] & mask != 0) {
             return Err(Error::Taken);
         }
-        pages.for_each(|page| self.words[page / 64] |= 1 << (page % 64));
+        masks(first, pages).for_each(|(word, mask)| self.words[word] |= mask);
         Ok(())
     }
 
     /// Ends the claim of `pages` pages at `base`.
     pub fn release(&mut self, base: u64, pages: u32) {
-        if let Some(first) = Self::index(base, pages) {
-            for page in first..first + pages as usize {
-                self.words[page / 64] &= !(1 << (page % 64));
-            }
+        match Self::index(base, pages) {
+            Some(first) => masks(first, pages).for_each(|(word, mask)| self.words[word] &= !mask),
+            // They lie in banks that touch, or some of them in none.
+            None if pages > 1 => (0..pages).for_each(|page| self.release(base + u64::from(page) * PAGE, 1)),
+            None => {}
         }
     }
 
@@ -90,6 +90,16 @@ impl<'a> Claims<'a> {
         }
         None
     }
+}
+
+/// The words, and the bits in them, of `pages` pages, which are some, from the page with number `first` on.
+fn masks(first: usize, pages: u32) -> impl Iterator<Item = (usize, u64)> {
+    let end = first + pages as usize;
+    (first / 64..end.div_ceil(64)).map(move |word| {
+        let from = first.saturating_sub(word * 64);
+        let bits = (end - word * 64).min(64) - from;
+        (word, u64::MAX >> (64 - bits) << from)
+    })
 }
 
 #[cfg(test)]

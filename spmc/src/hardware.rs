@@ -53,6 +53,9 @@ pub trait Hardware {
     /// Nanoseconds since some moment before the start.
     fn now_ns(&mut self) -> u64;
 
+    /// Ticks of the system counter that the longest section took in which the manager's state was in use.
+    fn longest_section(&mut self) -> u64;
+
     /// Lent cores work for the partition of this index from now on, starting at `entry`. `false` if they cannot.
     fn take_workers(&mut self, partition: usize, entry: u64) -> bool;
 

@@ -6,12 +6,12 @@
 use crate::{
     claims::{self, Claims},
     descriptor::{self, Kind, RANGE_SIZE, Sending},
-    hardware::{Hardware, RANGE_MAX, Range},
+    hardware::{Hardware, Range},
     tables::{Access, OutOfTables, PAGE, Pages, Pool},
 };
 use arm_ffa::FfaError;
 use flexserve_abi::{
-    el3::{Gpi, LIST_LIMIT, Status},
+    el3::{BATCH_LIMIT, Gpi, LIST_LIMIT, Status},
     ffa::EndpointId,
 };
 use heapless::Vec;
@@ -280,7 +280,7 @@ impl<'a> Ledger<'a> {
             return Err(error);
         }
         if region.sending.zero {
-            region.pages.runs(&self.pool, 0).for_each(|(base, pages)| hardware.zero(base, pages));
+            region.pages.runs(&self.pool, 0, u32::MAX).for_each(|(base, pages)| hardware.zero(base, pages));
         }
         Ok(())
     }
@@ -289,7 +289,7 @@ impl<'a> Ledger<'a> {
     fn check_shared(&self, hardware: &mut impl Hardware, region: &Region) -> Result<(), Error> {
         let mut pages = region
             .pages
-            .runs(&self.pool, 0)
+            .runs(&self.pool, 0, u32::MAX)
             .flat_map(|(base, pages)| (0..u64::from(pages)).map(move |page| base + page * PAGE));
         if pages.all(|page| hardware.granule(page) == Some(Gpi::NonSecure)) {
             Ok(())
@@ -387,13 +387,9 @@ impl<'a> Ledger<'a> {
         let region = &mut self.regions[index];
         while region.returned < region.pages.len() {
             let mut batch = 0;
-            for (base, pages) in region.pages.runs(&self.pool, region.returned) {
-                let pages = pages.min(SCRUB_BATCH - batch);
+            for (base, pages) in region.pages.runs(&self.pool, region.returned, SCRUB_BATCH) {
                 hardware.zero(base, pages);
                 batch += pages;
-                if batch == SCRUB_BATCH {
-                    break;
-                }
             }
             let (done, result) =
                 transfer(hardware, &self.pool, &region.pages, region.returned, batch, Gpi::NonSecure);
@@ -412,9 +408,8 @@ impl<'a> Ledger<'a> {
 
     fn drop_region(&mut self, index: usize) {
         let region = self.regions.swap_remove(index);
-        for (base, pages) in region.pages.runs(&self.pool, 0) {
-            // A run may span banks of claims that were made apart.
-            (0..u64::from(pages)).for_each(|page| self.claims.release(base + page * PAGE, 1));
+        for (base, pages) in region.pages.runs(&self.pool, 0, u32::MAX) {
+            self.claims.release(base, pages);
         }
         region.pages.release(&mut self.pool);
     }
@@ -433,15 +428,13 @@ fn transfer(
     while moved < count {
         let mut ranges: Vec<Range, LIST_LIMIT> = Vec::new();
         let mut asked = 0;
-        for (base, run) in pages.runs(pool, skip + moved) {
-            let range = run.min(count - moved - asked).min(RANGE_MAX);
-            if range == 0 || ranges.push((base, range)).is_err() {
+        // EL3 moves so many at a time.
+        let limit = (count - moved).min(BATCH_LIMIT as u32);
+        for (base, run) in pages.runs(pool, skip + moved, limit) {
+            if ranges.push((base, run)).is_err() {
                 break;
             }
-            asked += range;
-            if range < run {
-                break;
-            }
+            asked += run;
         }
         let (status, done) = hardware.set_granules(&ranges, to);
         let done = if status == Status::Success { asked } else { (done as u32).min(asked) };

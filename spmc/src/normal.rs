@@ -322,7 +322,7 @@ impl<H: Hardware> Spmc<'_, H> {
             return Ok(Reply::success(&[]));
         }
         if region.kind == Kind::Share && flags & RECLAIM_ZERO != 0 && region.address().is_none() {
-            for (base, pages) in region.pages.runs(&self.ledger.pool, 0) {
+            for (base, pages) in region.pages.runs(&self.ledger.pool, 0, u32::MAX) {
                 for page in 0..u64::from(pages) {
                     self.hardware.write_normal(base + page * PAGE, &[0; PAGE as usize])?;
                 }

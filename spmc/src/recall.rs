@@ -9,7 +9,7 @@ use crate::{
 use arm_ffa::FuncId;
 use flexserve_abi::{
     ffa::{EndpointId, SPMC},
-    recall::{NOTICE_NS, REVOKE, Status},
+    recall::{LONGEST_SECTION, NOTICE_NS, REVOKE, Status},
 };
 
 impl<H: Hardware> Spmc<'_, H> {
@@ -17,6 +17,7 @@ impl<H: Hardware> Spmc<'_, H> {
     pub(crate) fn recall_service(&mut self, lender: EndpointId, registers: &Registers) -> Reply {
         let (status, result) = match registers[4] {
             REVOKE => self.revoke(lender, registers[5]),
+            LONGEST_SECTION => (Status::Revoked, self.hardware.longest_section()),
             _ => (Status::NotSupported, 0),
         };
         let mut answer = [0; 18];

@@ -248,7 +248,10 @@ impl<H: Hardware> Spmc<'_, H> {
         self.hardware.flush(partition.asid);
         self.ledger.set_address(handle, None);
         if zero {
-            region.pages.runs(&self.ledger.pool, 0).for_each(|(base, pages)| self.hardware.zero(base, pages));
+            region
+                .pages
+                .runs(&self.ledger.pool, 0, u32::MAX)
+                .for_each(|(base, pages)| self.hardware.zero(base, pages));
         }
         Ok(Reply::success(&[]))
     }

@@ -322,13 +322,13 @@ impl Pages {
         core::iter::successors(self.ends.map(|ends| ends.0), |id| pool.next(*id))
     }
 
-    /// Runs of physically contiguous pages, in order, from page `skip` on: address and pages of each.
-    pub fn runs<'p>(&self, pool: &'p Pool, skip: u32) -> Runs<'p> {
+    /// Runs of physically contiguous pages, in order, of `count` pages at most from page `skip` on: address and pages of each.
+    pub fn runs<'p>(&self, pool: &'p Pool, skip: u32, count: u32) -> Runs<'p> {
         let mut table = self.ends.map(|ends| ends.0);
         for _ in 0..skip as usize / ENTRIES {
             table = table.and_then(|id| pool.next(id));
         }
-        Runs { pool, table, slot: skip as usize % ENTRIES, left: self.len.saturating_sub(skip) }
+        Runs { pool, table, slot: skip as usize % ENTRIES, left: self.len.saturating_sub(skip).min(count) }
     }
 
     /// Gives the tables back.
@@ -467,10 +467,10 @@ pub(crate) mod tests {
             pages.push(&mut pool, Access::UserData, i * 2 * PAGE).unwrap();
         }
         assert_eq!((pages.tables(), pages.chain(&pool).count(), pool.available()), (3, 3, 0));
-        let runs: Vec<_> = pages.runs(&pool, 0).collect();
+        let runs: Vec<_> = pages.runs(&pool, 0, u32::MAX).collect();
         assert_eq!(runs.len(), 1030);
         assert_eq!(runs[1029], (1029 * 2 * PAGE, 1));
-        assert_eq!(pages.runs(&pool, 1025).collect::<Vec<_>>(), runs[1025..]);
+        assert_eq!(pages.runs(&pool, 1025, u32::MAX).collect::<Vec<_>>(), runs[1025..]);
         pages.release(&mut pool);
         assert_eq!(pool.available(), 3);
     }
@@ -494,9 +494,9 @@ pub(crate) mod tests {
         for i in (0..600).chain([700, 800, 801]) {
             pages.push(&mut pool, Access::UserData, i * PAGE).unwrap();
         }
-        let runs: Vec<_> = pages.runs(&pool, 0).collect();
+        let runs: Vec<_> = pages.runs(&pool, 0, u32::MAX).collect();
         assert_eq!(runs, [(0, 600), (700 * PAGE, 1), (800 * PAGE, 2)]);
-        assert_eq!(pages.runs(&pool, 599).next(), Some((599 * PAGE, 1)));
+        assert_eq!(pages.runs(&pool, 599, u32::MAX).next(), Some((599 * PAGE, 1)));
     }
 
     #[test]

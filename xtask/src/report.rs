@@ -17,6 +17,8 @@ pub struct Report {
     pub partition_faults: Vec<Fault>,
     /// System tests: name and what went wrong.
     pub tests: Vec<(String, Option<String>)>,
+    /// Figures that the payload measured, by name.
+    pub figures: Vec<(String, u64)>,
     /// Cases of the conformance suite, and how many it meant to run.
     pub cases: Vec<Case>,
     /// See `cases`.

@@ -171,6 +171,7 @@ pub fn job(platform: &Platform, options: &Options) -> Job {
         .collect(),
         operations: 0,
         tests: Vec::new(),
+        measure_recall: false,
     }
 }
 
@@ -264,7 +265,10 @@ pub fn boot_into(
     }
     let report = listener.report;
     // How many tests there should have been, their caller knows.
-    let told = report.done.is_some() || report.error.is_some() || report.panic.is_some();
+    let told = report.done.is_some()
+        || !report.figures.is_empty()
+        || report.error.is_some()
+        || report.panic.is_some();
     if job.tests.is_empty() && !told {
         bail!(
             "the machine stopped before the job was done; the end of its log:\n{}\n{}",
@@ -353,6 +357,7 @@ impl Listener<'_> {
             }
             Record::Attack(attack) => self.report.attacks.push(attack),
             Record::Test { name, error } => self.report.tests.push((name, error)),
+            Record::Figure { name, value } => self.report.figures.push((name, value)),
             Record::Done(done) => self.report.done = Some(done),
             Record::Error { message } => self.report.error = Some(message),
         }

@@ -36,6 +36,9 @@ pub struct Job {
     pub operations: u64,
     /// System tests to run instead of a prompt: those whose names contain one of these words, or all for `["all"]`.
     pub tests: Vec<String>,
+    /// Measure lending and recalling instead.
+    #[serde(default)]
+    pub measure_recall: bool,
 }
 
 /// Physical memory that an attacker tries to reach.
@@ -73,6 +76,13 @@ pub enum Record {
         name: String,
         /// What went wrong; absent if it passed.
         error: Option<String>,
+    },
+    /// A measured number.
+    Figure {
+        /// What it is.
+        name: String,
+        /// How much, in the unit that the name says.
+        value: u64,
     },
     /// The end of a prompt's answer.
     Done(Done),

@@ -1,10 +1,10 @@
-//! What the host asks for: an answer, or tests.
+//! What the host asks for: an answer, tests, or figures.
 
 use alloc::string::String;
 
 use flexserve_client::job::Job;
 
-use crate::{prompt, tests};
+use crate::{measure, prompt, tests};
 
 #[unsafe(no_mangle)]
 extern "C" fn payload_main() -> ! {
@@ -12,5 +12,11 @@ extern "C" fn payload_main() -> ! {
 }
 
 fn run(job: &Job) -> Result<(), String> {
-    if job.tests.is_empty() { prompt::run(job) } else { tests::run(job) }
+    if job.measure_recall {
+        measure::run()
+    } else if job.tests.is_empty() {
+        prompt::run(job)
+    } else {
+        tests::run(job)
+    }
 }

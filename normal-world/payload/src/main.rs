@@ -14,6 +14,8 @@ mod disk;
 #[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]
+mod measure;
+#[cfg(target_os = "none")]
 mod prompt;
 #[cfg(target_os = "none")]
 mod session;

@@ -125,9 +125,20 @@ impl System {
     /// The SPMC refused: the receiver still holds it.
     pub fn reclaim(&mut self, lent: &Lent) -> Result<u64, ffa::Error> {
         self.ffa.reclaim(lent.handle)?;
+        Ok(self.release(lent))
+    }
+
+    /// Puts reclaimed pages among the free ones; answers how many are not all zero.
+    pub fn release(&mut self, lent: &Lent) -> u64 {
         let dirty = lent.pages.iter().filter(|&&page| !is_zero(page)).count();
         self.pages.release(&lent.pages);
-        Ok(dirty as u64)
+        dirty as u64
+    }
+
+    /// Most bytes of a descriptor that a call can carry.
+    #[must_use]
+    pub const fn fragment(&self) -> usize {
+        BUFFER_PAGES * ffa::PAGE_SIZE as usize
     }
 }
 

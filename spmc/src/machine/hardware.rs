@@ -4,7 +4,8 @@ use super::{
     gic,
     layout::{NORMAL_WINDOW, SECURE_WINDOW},
     lent::{self, WORKERS},
-    registers::{cntfrq, cntpct, dczid, flush_asid, smc, zero_block},
+    registers::{cntfrq, cntpct, dczid, flush_asid, smc, zero_blocks},
+    serve,
 };
 use flexserve_abi::{
     el3::{Gpi, LIST_LIMIT, Status, fid},
@@ -47,11 +48,8 @@ pub unsafe fn zero_pages(physical: u64, pages: u32) {
         unsafe { core::ptr::write_bytes(start as *mut u8, 0, (end - start) as usize) };
         return;
     }
-    let block = 4 << (dczid & 0xf);
-    for address in (start..end).step_by(block) {
-        // SAFETY: by the caller; blocks are at most 2 KiB and divide a page.
-        unsafe { zero_block(address) };
-    }
+    // SAFETY: by the caller; blocks are at most 2 KiB and divide a page.
+    unsafe { zero_blocks(start, end, 4 << (dczid & 0xf)) };
 }
 
 impl Hardware for Machine {
@@ -115,6 +113,10 @@ impl Hardware for Machine {
         // A frequency of zero is a firmware that forgot to set it: time stands still, and notices never end.
         let elapsed = u128::from(cntpct()) * 1_000_000_000;
         elapsed.checked_div(cntfrq().into()).unwrap_or(0) as u64
+    }
+
+    fn longest_section(&mut self) -> u64 {
+        serve::longest_section()
     }
 
     fn take_workers(&mut self, partition: usize, entry: u64) -> bool {

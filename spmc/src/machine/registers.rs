@@ -1,7 +1,7 @@
 //! One wrapper an instruction. Names of EL1 mean those of EL2 at S-EL2 with E2H = 1.
 
 use core::arch::asm;
-use flexserve_spmc::registers::Registers;
+use flexserve_spmc::{registers::Registers, tables::PAGE};
 
 /// Defines readers of system registers.
 macro_rules! readers {
@@ -128,14 +128,38 @@ pub fn flush_instructions() {
     unsafe { asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
 }
 
-/// Zeroes the block at `address` (DC ZVA).
+/// Zeroes whole pages from `start` to before `end`, in blocks of `block` bytes (`DC ZVA`), a power of two up to 2048.
 ///
 /// # Safety
 ///
-/// The block is mapped memory that nobody references.
-pub unsafe fn zero_block(address: u64) {
-    // SAFETY: by the caller.
-    unsafe { asm!("dc zva, {}", in(reg) address, options(nostack, preserves_flags)) };
+/// They are mapped memory that nobody references.
+pub unsafe fn zero_blocks(start: u64, end: u64, block: u64) {
+    const AT_ONCE: u64 = 16;
+    let mut at = start;
+    // Blocks of more than 256 bytes are rare, and one page of them fewer.
+    while at < end && block * AT_ONCE > PAGE {
+        // SAFETY: by the caller.
+        unsafe { asm!("dc zva, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += block;
+    }
+    if at < end {
+        // SAFETY: by the caller; sixteen blocks divide a page.
+        unsafe {
+            asm!(
+                "2:",
+                ".rept 16",
+                "dc zva, {at}",
+                "add {at}, {at}, {block}",
+                ".endr",
+                "cmp {at}, {end}",
+                "b.lo 2b",
+                at = inout(reg) at => _,
+                block = in(reg) block,
+                end = in(reg) end,
+                options(nostack),
+            );
+        }
+    }
 }
 
 /// Affinity fields of this core's MPIDR_EL1.

@@ -1,16 +1,19 @@
 //! The loop of every core: a call of the normal world, the partition's run that it may need, the answer.
 
 use super::{
-    boot::{Partitions, STATE, isa_features},
+    boot::{Manager, Partitions, STATE, isa_features},
     context::Exit,
     gic,
     layout::CORES,
     lent,
-    registers::smc,
+    registers::{cntpct, smc},
     simd::Area,
 };
 use arm_ffa::{FfaError, FuncId};
-use core::cell::UnsafeCell;
+use core::{
+    cell::UnsafeCell,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use flexserve_abi::{
     el3::fid,
     ffa::EndpointId,
@@ -72,8 +75,24 @@ fn one(function: u32) -> Registers {
     registers
 }
 
+/// Ticks of the longest section under the state's lock.
+static LONGEST: AtomicU64 = AtomicU64::new(0);
+
+/// Ticks of the longest section under the state's lock so far, waiting for it included.
+pub fn longest_section() -> u64 {
+    LONGEST.load(Ordering::Relaxed)
+}
+
+/// Does something with the manager's state.
+fn with_manager<T>(f: impl FnOnce(&mut Manager) -> T) -> Option<T> {
+    let start = cntpct();
+    let result = STATE.lock().as_mut().map(f);
+    LONGEST.fetch_max(cntpct().saturating_sub(start), Ordering::Relaxed);
+    result
+}
+
 fn normal_call(core: usize, call: &Registers) -> Registers {
-    let step = STATE.lock().as_mut().map(|spmc| spmc.normal_call(call));
+    let step = with_manager(|spmc| spmc.normal_call(call));
     if let Some(Step::Reply(reply)) = &step {
         note(call, &reply.over(call));
     }
@@ -148,22 +167,23 @@ fn may_go_on(index: usize) -> Result<(), Step> {
 
 /// What follows from a partition's exit.
 fn serve(index: usize, exit: Exit) -> Step {
-    let mut state = STATE.lock();
-    let Some(spmc) = state.as_mut() else { return Step::Ready };
-    if spmc.partition(index).failing {
-        return spmc.aborted(index);
-    }
-    match exit {
-        Exit::Call(registers) => called(spmc, index, &registers),
-        Exit::Interrupt => spmc.interrupted(index),
-        Exit::Fault { esr, far, pc } => {
-            note_fault(spmc.partition(index).id, esr, far, pc);
-            spmc.aborted(index)
+    let step = with_manager(|spmc| {
+        if spmc.partition(index).failing {
+            return spmc.aborted(index);
         }
-    }
+        match exit {
+            Exit::Call(registers) => called(spmc, index, &registers),
+            Exit::Interrupt => spmc.interrupted(index),
+            Exit::Fault { esr, far, pc } => {
+                note_fault(spmc.partition(index).id, esr, far, pc);
+                spmc.aborted(index)
+            }
+        }
+    });
+    step.unwrap_or(Step::Ready)
 }
 
-fn called(spmc: &mut super::boot::Manager, index: usize, registers: &Registers) -> Step {
+fn called(spmc: &mut Manager, index: usize, registers: &Registers) -> Step {
     let id = spmc.partition(index).id;
     let step = spmc.partition_call(index, registers);
     if matches!(spmc.partition(index).phase, Phase::Aborted) {

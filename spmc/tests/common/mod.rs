@@ -119,6 +119,10 @@ impl Hardware for Fake {
         self.now_ns
     }
 
+    fn longest_section(&mut self) -> u64 {
+        77
+    }
+
     fn granule(&mut self, base: u64) -> Option<Gpi> {
         Some(self.world(base))
     }

@@ -2,6 +2,7 @@
 
 mod granules;
 mod kernels;
+mod recall;
 mod scripts;
 mod size;
 
@@ -37,6 +38,8 @@ enum Bench {
     Smc,
     /// Instructions for each granule that moves between worlds, and TLB invalidations.
     Granules,
+    /// Instructions for each granule of 64 MB that is lent and recalled, and how long interrupts are masked at most.
+    Recall,
     /// Lines, bytes and stack of the EL3 part, and what memory the images take.
     Size,
     /// Perplexity against a float32 evaluation and llama.cpp.
@@ -96,6 +99,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
         rows.extend(match bench {
             Bench::Smc => calls.clone(),
             Bench::Granules => moves.clone(),
+            Bench::Recall => recall::measure(paths, &platform)?,
             Bench::Size => size::measure(paths, &platform)?,
             Bench::Accuracy => scripts::accuracy(paths)?,
             Bench::Tokenizer => scripts::tokenizer(paths)?,
