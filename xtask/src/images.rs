@@ -36,6 +36,14 @@ struct Replacement {
     file: PathBuf,
 }
 
+impl Replacements {
+    /// Those images of a flash image that [`build`] has kept for a platform.
+    pub fn kept(paths: &Paths, platform: &Platform, names: &[&str]) -> Self {
+        let file = |name: &&str| paths.platform(&platform.name).join(format!("{name}.elf"));
+        Self { list: names.iter().map(|name| Replacement::new(name, file(name))).collect() }
+    }
+}
+
 impl Replacement {
     fn new(name: &str, file: PathBuf) -> Self {
         Self { name: name.to_owned(), file }
@@ -99,6 +107,7 @@ pub fn build(paths: &Paths, platform: &Platform, replacements: &Replacements) ->
         paths::write_if_changed(&kept, &fs::read(elf)?)?;
         Ok(kept)
     };
+    keep("payload", &elfs.payload)?;
     let logs = vec![
         (World::El3, keep("bl31", &firmware.bl31_elf())?),
         (World::Spmc, keep("spmc", &elfs.spmc)?),

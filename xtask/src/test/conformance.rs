@@ -2,7 +2,7 @@
 
 use super::Tally;
 use crate::{
-    images,
+    images::{self, Images},
     paths::{self, Paths},
     platform::Platform,
     report::Report,
@@ -51,7 +51,8 @@ fn one(paths: &Paths, platform: &Platform, filter: Option<&str>) -> Result<(Tall
     let mut entries = Vec::new();
     let words = [filter.unwrap_or("all").to_owned()];
     for (boot, spmc) in BOOTS {
-        let (cases, error) = boot_once(paths, platform, boot, spmc, &words)?;
+        let images = images(paths, platform, boot, spmc)?;
+        let (cases, error) = boot_once(paths, platform, boot, &images, &words)?;
         for case in &cases {
             entries.push(case.json(boot));
             count(&mut tally, platform, case);
@@ -83,7 +84,8 @@ pub fn stress(paths: &Paths, platforms: &[String], operations: u64, seed: u64) -
         let platform = Platform::load(paths, name)?;
         eprintln!("stress on {name}: {operations} operations, --seed {seed:#x}");
         let job = |job: Job| Job { operations, seed, tests: vec!["stress".to_owned()], ..job };
-        let (cases, error) = boot_with(paths, &platform, boot, spmc, job)?;
+        let images = images(paths, &platform, boot, spmc)?;
+        let (cases, error) = boot_with(paths, &platform, boot, &images, job)?;
         cases.iter().for_each(|case| count(&mut tally, &platform, case));
         if let Some(error) = error {
             tally.case(&format!("stress on {name}"), Err(anyhow::anyhow!(error)));
@@ -92,19 +94,29 @@ pub fn stress(paths: &Paths, platforms: &[String], operations: u64, seed: u64) -
     Ok(tally)
 }
 
+/// The images of a boot.
+///
+/// # Errors
+///
+/// If they cannot be built.
+pub fn images(paths: &Paths, platform: &Platform, boot: &str, spmc: Option<&str>) -> Result<Images> {
+    images::with_payload(paths, platform, boot, "flexserve-conformance", spmc)
+}
+
 /// One boot, of the cases whose names contain one of these words: the cases, and what was wrong with the run as a whole.
 ///
 /// # Errors
 ///
-/// If the images cannot be built, or the machine not be started.
+/// If the machine cannot be started.
 pub fn boot_once(
     paths: &Paths,
     platform: &Platform,
     boot: &str,
-    spmc: Option<&str>,
+    images: &Images,
     words: &[String],
 ) -> Result<(Vec<Case>, Option<String>)> {
-    let (cases, error) = boot_with(paths, platform, boot, spmc, |job| Job { tests: words.to_vec(), ..job })?;
+    let job = |job: Job| Job { tests: words.to_vec(), ..job };
+    let (cases, error) = boot_with(paths, platform, boot, images, job)?;
     let none = cases.is_empty() && error.is_none() && words == ["all"];
     Ok((cases, error.or(none.then(|| "no case was told".to_owned()))))
 }
@@ -113,16 +125,15 @@ fn boot_with(
     paths: &Paths,
     platform: &Platform,
     boot: &str,
-    spmc: Option<&str>,
+    images: &Images,
     job: impl FnOnce(Job) -> Job,
 ) -> Result<(Vec<Case>, Option<String>)> {
-    let images = images::with_payload(paths, platform, boot, "flexserve-conformance", spmc)?;
     let mut options = run::Options::for_tests(&platform.name);
     options.smp = Some(CORES);
     options.timeout = SILENCE;
     let job = job(run::job(platform, &options));
     let mut report = Report::default();
-    let ended = run::boot_into(&mut report, paths, &platform.variant(boot), &images, &job, None, &options);
+    let ended = run::boot_into(&mut report, paths, &platform.variant(boot), images, &job, None, &options);
     let mut faults = report.faults();
     faults.extend(ended.err().map(|error| format!("{error:#}")));
     let told = report.cases.len();
