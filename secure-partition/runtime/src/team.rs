@@ -22,6 +22,9 @@ const FREE: u32 = 0;
 const MAIN: u32 = u32::MAX;
 const DONE: u32 = u32::MAX - 1;
 
+/// No count of events: whoever has seen this does not sleep.
+const NOT_YET: u64 = u64::MAX;
+
 /// How the SPMC lets contexts sleep and wake each other: [`flexserve_abi::workers`].
 pub trait Events {
     /// Sleeps until the count of events differs from `seen`, or a little less.
@@ -46,8 +49,6 @@ pub struct Team {
     present: [AtomicU64; MAX_CORES],
     sleeping: [AtomicU64; MAX_CORES],
     main_sleeps: AtomicBool,
-    /// The main context's last answer's count of events.
-    seen: AtomicU64,
 }
 
 // SAFETY: `work` is written by the main context while no part has an owner of the new job, and read by owners of parts. What
@@ -72,7 +73,6 @@ impl Team {
             present: [const { AtomicU64::new(0) }; MAX_CORES],
             sleeping: [const { AtomicU64::new(0) }; MAX_CORES],
             main_sleeps: AtomicBool::new(false),
-            seen: AtomicU64::new(0),
         }
     }
 
@@ -148,10 +148,13 @@ impl Team {
             self.main_sleeps.store(true, SeqCst);
             let who = owner();
             if who != FREE && who != DONE {
-                let answer = self.ask(|| events.wait(self.seen.load(SeqCst)));
-                let there = answer.workers.iter().any(|&incarnation| incarnation as u32 == who);
+                // First the answer, then the owner again: whatever happens behind that look is an event behind that answer.
+                let now = self.ask(|| events.wait(NOT_YET));
+                let there = now.workers.iter().any(|&incarnation| incarnation as u32 == who);
                 if !there && self.own(job, part, who, MAIN) {
                     self.finish(job, part, work);
+                } else if there && owner() == who {
+                    self.ask(|| events.wait(now.events));
                 }
             }
             self.main_sleeps.store(false, SeqCst);
@@ -163,7 +166,6 @@ impl Team {
     fn ask(&self, ask: impl FnOnce() -> Answer) -> Answer {
         let before: [u64; MAX_CORES] = core::array::from_fn(|core| self.present[core].load(SeqCst));
         let answer = ask();
-        self.seen.store(answer.events, SeqCst);
         for (core, (before, now)) in before.into_iter().zip(answer.workers).enumerate() {
             if before != now {
                 // Unless a new one has come meanwhile.
@@ -302,6 +304,9 @@ mod tests {
             team.run(&fake, parts, &|part| {
                 let is_main = thread::current().id() == main;
                 out[part].store(u64::MAX, SeqCst);
+                for _ in 0..if is_main { 20 } else { 0 } {
+                    thread::yield_now();
+                }
                 if !is_main && vanish != 0 && doomed.fetch_add(1, SeqCst).is_multiple_of(vanish as u64) {
                     resume_unwind(std::boxed::Box::new(Recalled));
                 }
@@ -311,6 +316,7 @@ mod tests {
                 assert_eq!(out.load(SeqCst), job ^ part as u64, "part {part} of job {job}");
             }
         }
+        assert!(vanish == 0 || doomed.load(SeqCst) > 0, "no worker took part");
         fake.end();
         for thread in threads {
             // One may have been told of the end while it reported its own.
