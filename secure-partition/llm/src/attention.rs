@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn attention_follows_the_float() {
         for dim in [16, 32, 64, 80, 256] {
-            for positions in [1, 2, 15, 16, 17, 33, 200] {
+            for positions in [1, 2, 15, 16, 17, 33, 200, 2048] {
                 let error = error(dim, positions, 1.0, |_| 1.0);
                 assert!(error < 1e-3, "{dim} x {positions}: {error}");
             }

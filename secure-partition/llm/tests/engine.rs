@@ -125,6 +125,30 @@ fn scores_are_the_logits_of_every_step() {
 }
 
 #[test]
+fn a_long_context_is_as_exact_at_its_end() {
+    const LONG: usize = 2048;
+    let container = container(Content::Sane, 7);
+    let segments = container.segments();
+    let model = model(&segments);
+    let mut memory = memory(workspace_bytes(model.manifest().params(), LONG), 0);
+    let mut engine = Engine::new(model, as_bytes(&mut memory), LONG, Isa::BASELINE).unwrap();
+    let (mut first, mut differs) = (vec![], 0);
+    let each = |index, logits: &[i32]| {
+        if index == 0 {
+            first = logits.to_vec();
+        }
+        for (a, b) in logits.iter().zip(&first) {
+            differs = differs.max(a.abs_diff(*b));
+        }
+    };
+    // Whatever the weights of so many equal values are, their mean is each of them.
+    engine.score(&[3; LONG], &mut [0; VOCAB], each).unwrap();
+    assert_eq!(engine.position(), LONG);
+    assert!(first.iter().any(|logit| logit.unsigned_abs() > 1 << 14), "a model that says nothing: {first:?}");
+    assert!(differs < 1 << 6, "a logit differs by {differs} / 65536 from the first position's");
+}
+
+#[test]
 fn any_weights_are_survived() {
     for seed in 1..40 {
         let container = container(Content::Hostile, seed);
