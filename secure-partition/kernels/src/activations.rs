@@ -4,7 +4,7 @@ use crate::format::BLOCK;
 use crate::isa::{Isa, Kernel};
 
 /// Largest magnitude of a mantissa. Both halves of one (see [`Layout::Planes`]) fit i8.
-pub const MANTISSA_MAX: i64 = 1 << 14;
+pub const MANTISSA_MAX: i64 = 127 * 256 + 127;
 
 /// Tokens from which on a matrix's weights are unpacked once for all of them.
 pub const BATCH_MIN: usize = 4;
@@ -148,7 +148,7 @@ impl Layout {
     }
 }
 
-/// A block's sum X, |X| <= 2^19, as two i16 that 64 products with an i16 can be summed of in i32: the low half is
+/// A block's sum X, |X| < 2^20, as two i16 that 64 products with an i16 can be summed of in i32: the low half is
 /// -512..=511, and `X = 1024 * high + low`.
 #[inline]
 pub(crate) const fn split_sum(sum: i32) -> i32 {
@@ -165,8 +165,8 @@ pub(crate) const fn join_sum(word: i32) -> i32 {
 /// Rounds the values of one token of a batch to mantissas of at most [`MANTISSA_MAX`] and answers their exponent.
 ///
 /// `values[c] * 2^-frac` are the numbers; `words` and `sums` are those of the whole batch. Tokens are to be written in
-/// ascending order. The largest magnitude decides the exponent, such that it becomes a mantissa in 2^13..=2^14; zeros get
-/// exponent 0. Halves are rounded up.
+/// ascending order. The largest magnitude decides the exponent, such that it becomes a mantissa of 15 bits, or of 14 if one of
+/// 15 were more than [`MANTISSA_MAX`]; zeros get exponent 0. Halves are rounded up.
 ///
 /// # Panics
 /// If `values` are not whole blocks, or a buffer is too short.
@@ -182,8 +182,9 @@ pub fn quantize(
     assert!(cols.is_multiple_of(BLOCK), "columns are whole blocks");
     let magnitude = values.iter().fold(0, |all, v| all | v.unsigned_abs());
     let bits = 64 - magnitude.leading_zeros().cast_signed();
-    // 14 bits are kept. Shifting left by as much as 13 cannot overflow: there are fewer than 14 bits then.
-    let shift = bits - 14;
+    // 15 bits are kept. Shifting left by as much as 14 cannot overflow: there are fewer than 15 bits then.
+    let shift = bits - 15;
+    let shift = if magnitude > largest(shift) { shift + 1 } else { shift };
     let blocks = cols / BLOCK;
     let first = match layout {
         Layout::Pairs => token / 2 * 2 * cols,
@@ -204,6 +205,13 @@ pub fn quantize(
     if magnitude == 0 { 0 } else { frac - shift }
 }
 
+/// The largest magnitude that becomes a mantissa of at most [`MANTISSA_MAX`] by a shift down by -15..=49.
+const fn largest(shift: i32) -> u64 {
+    let max = MANTISSA_MAX.cast_unsigned();
+    // A half is rounded up.
+    if shift > 0 { (max << shift) + (1 << (shift - 1)) - 1 } else { max >> -shift }
+}
+
 /// Values as mantissas.
 #[inline]
 fn narrow(values: &[i64; BLOCK], shift: i32) -> [i16; BLOCK] {
@@ -216,8 +224,8 @@ fn narrow(values: &[i64; BLOCK], shift: i32) -> [i16; BLOCK] {
     }
 }
 
-/// The two halves of each mantissa: the low one is signed, -128..=127, the high one makes up for it. |mantissa| <= 2^14 keeps
-/// it within +-64.
+/// The two halves of each mantissa: the low one is signed, -128..=127, the high one makes up for it. [`MANTISSA_MAX`]
+/// keeps it within +-127.
 #[inline]
 fn split(block: &[i16; BLOCK]) -> [[u8; BLOCK]; 2] {
     [block.map(|word| ((word + 128) >> 8) as u8), block.map(|word| word as u8)]
@@ -312,23 +320,26 @@ mod tests {
 
     #[test]
     fn sums_are_put_together_again() {
-        for sum in (-(1 << 19)..=1 << 19).step_by(77).chain([-513, -512, 511, 512, 1 << 19]) {
+        const MOST: i32 = BLOCK as i32 * MANTISSA_MAX as i32;
+        for sum in (-MOST..=MOST).step_by(77).chain([-513, -512, 511, 512, MOST]) {
             let word = split_sum(sum);
             assert_eq!(join_sum(word), sum);
-            assert!((-512..=511).contains(&(word as i16)) && (-512..=512).contains(&(word >> 16)), "{sum}");
+            assert!((-512..=511).contains(&(word as i16)) && (-1020..=1020).contains(&(word >> 16)), "{sum}");
         }
     }
 
     #[test]
-    fn mantissas_fill_fourteen_bits() {
-        for value in [1, 3, 8191, 8192, 16383, 16384, 32767, 1 << 40, i64::MAX, i64::MIN] {
+    fn mantissas_fill_fifteen_bits() {
+        let edge = (MANTISSA_MAX << 40) + (1 << 39);
+        let values = [1, 3, 16383, 16384, 32639, 32640, 32767, edge - 1, edge, 1 << 40, i64::MAX, i64::MIN];
+        for value in values {
             let mut values = [0; 32];
             values[5] = value;
             let (mut words, mut sums) = ([0; 32], [0; 1]);
             let exponent = quantize(Layout::Words, 0, &values, 0, &mut words, &mut sums);
             let mantissa = i64::from(words[5]);
-            assert!((1 << 13..=1 << 14).contains(&mantissa.abs()), "{value} -> {mantissa}");
-            if (0..=13).contains(&exponent) {
+            assert!((16320..=MANTISSA_MAX).contains(&mantissa.abs()), "{value} -> {mantissa}");
+            if (0..=14).contains(&exponent) {
                 assert_eq!(mantissa, value << exponent);
             }
         }

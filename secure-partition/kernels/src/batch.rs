@@ -25,7 +25,7 @@ const CHUNK: usize = 32;
 const TOKENS: usize = 64;
 /// Groups that share one, at most.
 const GROUPS: usize = 2;
-/// Blocks whose products with a half of a block's sum fit i32: 64 * 2^15 * 2^9 = 2^30.
+/// Blocks whose products with a half of a block's sum fit i32: 64 * 2^15 * 1020 < 2^31.
 const SUMMED: usize = 64;
 
 /// Unpacked weights of a chunk of one group, or two.

@@ -1,12 +1,12 @@
 //! `y = W x`, on whatever instructions there are.
 //!
-//! Nothing overflows, whatever bytes the weights are. With |mantissa| <= 2^14:
+//! Nothing overflows, whatever bytes the weights are. With |mantissa| <= 32639:
 //!
 //! | sum | bound |
 //! |---|---|
-//! | `S` of a block, i32 | 32 * 2^14 * 2056 < 2^31 (`W12`: 1 077 936 128); 2^27 for others |
-//! | `X` of a block, i32 | 32 * 2^14 = 2^19 |
-//! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]) of at most 2^15 * 2^31 + 2^15 * 2^26: < 2^59 |
+//! | `S` of a block, i32 | 32 * 32639 * 2056 = 2 147 385 088 < 2^31 (`W12`); 2^27 for others |
+//! | `X` of a block, i32 | 32 * 32639 < 2^20 |
+//! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]) of at most 2^15 * 2^31 + 2^15 * 2^27: < 2^59 |
 //!
 //! Sums are exact, so no order of summation can make a difference.
 

@@ -9,7 +9,7 @@ use crate::matrix::Group;
 
 /// Groups of four columns of a block.
 pub(crate) const FOURS: usize = BLOCK / 4;
-/// Blocks whose products with a half of a block's sum fit i32: 64 * 2^15 * 2^9 = 2^30.
+/// Blocks whose products with a half of a block's sum fit i32: 64 * 2^15 * 1020 < 2^31.
 const SUMMED: usize = 64;
 
 /// Sums of the 8 rows of a group, 2 rows a vector.

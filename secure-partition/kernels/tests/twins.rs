@@ -1,7 +1,7 @@
 //! Every kernel equals its plain twin, bit for bit: on random and on worst-case weights and activations, at shapes just
 //! inside and outside the edges of tiles.
 
-use flexserve_kernels::activations::{Activations, Layout, quantize, words_needed};
+use flexserve_kernels::activations::{Activations, Layout, MANTISSA_MAX, quantize, words_needed};
 use flexserve_kernels::format::{BLOCK, Format, GROUP, HALF, OCTETS, SCALES};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
@@ -145,12 +145,12 @@ fn the_largest_sum_of_the_widest_row_is_exact() {
     block.resize(Format::W12.block_bytes(), 0x80);
     let mut bytes = vec![0; 4 * GROUP];
     (0..cols / BLOCK).for_each(|_| bytes.extend_from_slice(&block));
-    // Rounds to the largest mantissa, 2^14, with exponent -6.
-    let values = vec![(1 << 20) - 1; cols];
+    // The largest mantissa, with exponent -5.
+    let values = vec![MANTISSA_MAX << 5; cols];
     check(Format::W12, GROUP, cols, &bytes, &values);
     let weights = Matrix::new(Format::W12, GROUP, cols, &bytes).unwrap();
-    let sum = |q: i64| [cols as i64 * 32768 * q * (1 << 14); HALF];
-    assert_eq!(run(Isa::PLAIN, &weights, &values, -6), [sum(2056), sum(2048)].concat());
+    let sum = |q: i64| [cols as i64 * 32768 * q * MANTISSA_MAX; HALF];
+    assert_eq!(run(Isa::PLAIN, &weights, &values, -5), [sum(2056), sum(2048)].concat());
 }
 
 #[test]

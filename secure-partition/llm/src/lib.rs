@@ -19,15 +19,15 @@
 //! | what | held as |
 //! |---|---|
 //! | residual stream | i64, Q39.24: outliers of trained models exceed 2^14, and embeddings are below 2^-3 |
-//! | inputs of a matrix | 15-bit mantissas under one exponent per token |
+//! | inputs of a matrix | 16-bit mantissas (+-32639) under one exponent per token |
 //! | queries, keys, values, gate, up, logits | i32, Q15.16, saturated |
 //! | keys and values in the cache, scaled queries | 14-bit mantissas under one exponent per head and position |
 //! | softmax weights | Q2.30 for their sum; 15 bits under one exponent per head for the mixture |
 //! | rotations, sigmoid | Q2.30 |
 //!
 //! Sums of products are exact in i32 or i64, so their order does not matter. Rounding is to nearest, halves up, wherever
-//! something becomes a mantissa or leaves a matrix. `bench/accuracy.py` compares with float32: SmolLM2-135M-Instruct in Q4_1
-//! has 0.99997 times its perplexity, and the same greedy answers to ten prompts (llama.cpp: 1.0028 times, and to five).
+//! something becomes a mantissa or leaves a matrix. `./flexserve bench accuracy` compares with float32, and says what each of
+//! these roundings costs: docs/benchmarks.md.
 #![no_std]
 #![forbid(unsafe_code)]
 
