@@ -42,7 +42,7 @@ enum Bench {
     Recall,
     /// Lines, bytes and stack of the EL3 part, and what memory the images take.
     Size,
-    /// Perplexity against a float32 evaluation and llama.cpp.
+    /// Perplexity and more against a float32 evaluation and llama.cpp.
     Accuracy,
     /// Tokens against llama.cpp's.
     Tokenizer,
@@ -81,11 +81,15 @@ impl Row {
 ///
 /// # Errors
 ///
-/// If a measurement fails.
+/// If a measurement fails, or a target is missed.
 pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     let wanted = |bench: &Bench| options.benches.is_empty() || options.benches.contains(bench);
     let mut commands = Vec::new();
-    let mut rows = Vec::new();
+    let (mut rows, mut missed) = (Vec::new(), Vec::new());
+    let mut scripted = |output: scripts::Output| {
+        missed.extend(output.missed);
+        output.rows
+    };
     let platform = Platform::load(paths, &options.platform)?;
     // Both groups come from one run.
     let counted = if wanted(&Bench::Smc) || wanted(&Bench::Granules) {
@@ -101,24 +105,32 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
             Bench::Granules => moves.clone(),
             Bench::Recall => recall::measure(paths, &platform)?,
             Bench::Size => size::measure(paths, &platform)?,
-            Bench::Accuracy => scripts::accuracy(paths)?,
-            Bench::Tokenizer => scripts::tokenizer(paths)?,
+            Bench::Accuracy => scripted(scripts::accuracy(paths)?),
+            Bench::Tokenizer => scripted(scripts::tokenizer(paths)?),
             Bench::Kernels => [kernels::measure(paths)?, in_the_partition(paths, &platform)?].concat(),
             Bench::Ttft => ttft(paths, &platform)?,
         });
     }
     for row in &rows {
         let peer = match (row.peer, row.ratio) {
-            (Some(peer), Some(ratio)) => format!(", peer {peer:.2}, ratio {ratio:.3}"),
+            (Some(peer), Some(ratio)) => format!(", peer {}, ratio {ratio:.3}", readable(peer)),
             _ => String::new(),
         };
-        println!("{:<32} {:>14.2} {}{peer}", row.name, row.ours, row.unit);
+        println!("{:<32} {:>14} {}{peer}", row.name, readable(row.ours), row.unit);
     }
     if let Some(out) = &options.json {
         let text = serde_json::to_string_pretty(&json!({ "commands": commands, "rows": rows }))? + "\n";
         paths::write_atomically(out, text.as_bytes())?;
     }
+    if !missed.is_empty() {
+        bail!("targets missed:\n{}", missed.join("\n"));
+    }
     Ok(())
+}
+
+/// A figure, however small.
+fn readable(figure: f64) -> String {
+    if figure == 0.0 || figure.abs() >= 0.1 { format!("{figure:.2}") } else { format!("{figure:.2e}") }
 }
 
 /// From the prompt to the first token, and tokens per second, by the guest's clock.

@@ -1,0 +1,166 @@
+"""The float32 reference with some of its operations rounded as the integer engine rounds them, to see what each costs.
+
+Each operation is the engine's, in numpy: `fixed.rs`, `norm.rs`, `rope.rs`, `attention.rs`, `activations.rs`, `pack.rs`.
+"""
+
+import gguf
+import numpy
+from gguf.quants import dequantize
+from reference import Reference
+
+# Where a token's values become the mantissas that a matrix is multiplied with.
+INPUTS = ("attention_in", "attention_out", "feed_forward_in", "feed_forward_down", "head_in")
+# Bits of these, but for the sign.
+MANTISSA = 15
+# In the order of the table.
+OPERATIONS = (
+    *("weights", *INPUTS, "residual", "norm", "projections", "rotation", "cache", "query"),
+    *("softmax", "mixture", "gate", "logits"),
+)
+# What it would cost to do otherwise, and what float32 itself costs.
+ALTERNATIVES = ("activations_of_8_bits", "cache_of_8_bits", "float64")
+
+ONE = 1 << 30
+LN_2 = 744_261_118
+EXP2 = numpy.round(2 ** (numpy.arange(16) / 16) * ONE).astype(numpy.int64)
+
+
+def nearest(x, step):
+    """The nearest multiple of `step`, halves up."""
+    return numpy.floor(x.astype(numpy.float64) / step + 0.5) * step
+
+
+def mantissas(x, bits):
+    """Rounds each row to integers of this many bits under one power of 2."""
+    _, exponent = numpy.frexp(numpy.abs(x).max(-1, keepdims=True))
+    return nearest(x, numpy.ldexp(1.0, exponent - bits))
+
+
+def octets(x, block):
+    """Rounds to 8-bit integers, with a scale for each block, as llama.cpp does."""
+    blocks = x.reshape(*x.shape[:-1], -1, block)
+    scale = numpy.abs(blocks).max(-1, keepdims=True) / 127
+    return (numpy.round(blocks / numpy.where(scale == 0, 1, scale)) * scale).reshape(x.shape)
+
+
+def exp2(x):
+    """2^x of x <= 0 in Q15.16 (int64), in Q2.30."""
+    whole, fraction = x >> 16, x & 0xFFFF
+    y = (fraction & 0xFFF) * LN_2 >> 16
+    y2 = y * y >> 30
+    y3 = y2 * y >> 30
+    mantissa = EXP2[fraction >> 12] * (ONE + y + (y2 >> 1) + y3 // 6) >> 30
+    return numpy.where(whole < -31, 0, mantissa >> numpy.clip(-whole, 0, 31))
+
+
+def row_mantissas(scales):
+    """Rounds (rows, blocks, ...) to 15-bit integers under one power of 2 a row."""
+    flat = scales.reshape(len(scales), -1)
+    return mantissas(flat, 15).reshape(scales.shape)
+
+
+def packed(tensor):
+    """The numbers of a matrix as they are once packed."""
+    kind, rows = gguf.GGMLQuantizationType(tensor.tensor_type), len(tensor.data)
+    if kind == gguf.GGMLQuantizationType.Q4_1:
+        blocks = tensor.data.reshape(rows, -1, 20)
+        halves = blocks[..., :4].copy().view(numpy.float16).astype(numpy.float64)
+        # The kernels know nibbles less 8 and times 16, and multiply minima by 128.
+        both = numpy.stack([halves[..., 0] / 16, (halves[..., 1] + 8 * halves[..., 0]) / 128], -1)
+        scale, minimum = numpy.moveaxis(row_mantissas(both), -1, 0)[..., None]
+        nibbles = numpy.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], -1).astype(numpy.float64) - 8
+        return (16 * scale * nibbles + 128 * minimum).reshape(rows, -1)
+    values = dequantize(tensor.data, kind).astype(numpy.float64).reshape(rows, -1, 32)
+    if kind == gguf.GGMLQuantizationType.Q8_0:
+        octet = tensor.data.reshape(rows, -1, 34)
+        scale = octet[..., :2].copy().view(numpy.float16).astype(numpy.float64)
+        return (row_mantissas(scale) * octet[..., 2:].view(numpy.int8)).reshape(rows, -1)
+    largest = numpy.abs(values).max(-1, keepdims=True)
+    scale = largest / 2039
+    twelve = numpy.round(values / numpy.where(scale == 0, 1, scale))
+    return (row_mantissas(scale) * twelve).reshape(rows, -1)
+
+
+def packed_weights(path):
+    """The weights of a file as they are once packed, in float32."""
+    tensors = gguf.GGUFReader(path).tensors
+    return {
+        t.name: numpy.ascontiguousarray(packed(t), dtype=numpy.float32) for t in tensors if len(t.shape) == 2
+    }
+
+
+class Rounded(Reference):
+    """A reference's model, with the `operations` rounded."""
+
+    def __init__(self, reference, operations, weights):
+        self.__dict__.update(reference.__dict__)
+        self.operations = operations
+        if "weights" in operations:
+            self.weights = {**self.weights, **weights}
+        if "float64" in operations:
+            self.real = numpy.float64
+        self.reset()
+
+    def stored(self, place, x):
+        rounds = lambda operation: operation in self.operations
+        out = x
+        if place in INPUTS and rounds(place):
+            out = mantissas(x, MANTISSA)
+        elif place in INPUTS and rounds("activations_of_8_bits"):
+            out = octets(x, 32)
+        elif place in ("projections", "logits") and rounds(place):
+            out = nearest(x, 2.0**-16)
+        elif place == "residual" and rounds(place):
+            out = nearest(x, 2.0**-24)
+        elif place == "cache" and rounds(place):
+            out = mantissas(x, 13)
+        elif place == "cache" and rounds("cache_of_8_bits"):
+            out = octets(x, self.head_dim)
+        elif place == "query" and rounds(place):
+            factor = numpy.log2(numpy.e) / self.head_dim**0.5
+            out = mantissas(nearest(x * factor, 2.0**-18), 13) / factor
+        elif place == "mixture" and rounds(place):
+            out = mantissas(x, 14)
+        return out.astype(self.real, copy=False)
+
+    def norm(self, x, weight):
+        if "norm" not in self.operations:
+            return super().norm(x, weight)
+        x, weight = x.astype(numpy.float64), weight.astype(numpy.float64)
+        _, exponent = numpy.frexp(numpy.abs(x).max(-1, keepdims=True))
+        narrow = numpy.floor(numpy.ldexp(x, 30 - exponent))
+        mean = (narrow * narrow).mean(-1, keepdims=True) + numpy.ldexp(float(self.epsilon), 2 * (30 - exponent))
+        shift = 30 - numpy.frexp(numpy.abs(weight).max())[1]
+        wide = narrow.astype(numpy.int64) * numpy.round(numpy.ldexp(weight, shift)).astype(numpy.int64) >> 30
+        root, power = numpy.frexp(1 / numpy.sqrt(mean))
+        inverse = numpy.ldexp(numpy.floor(numpy.ldexp(root, 31)), power - 31)
+        return (numpy.ldexp(wide.astype(numpy.float64), 30 - shift) * inverse).astype(self.real)
+
+    def rotate(self, x, first):
+        if "rotation" not in self.operations:
+            return super().rotate(x, first)
+        # The angle's rounding, to 2^-64 of a turn a position, is below what float64 holds.
+        angles = (first + numpy.arange(len(x)))[:, None] * self.turns
+        cos, sin = (nearest(f(angles), 2.0**-30)[:, None] for f in (numpy.cos, numpy.sin))
+        even, odd = x[..., 0::2], x[..., 1::2]
+        out = numpy.empty_like(x)
+        out[..., 0::2] = nearest(even * cos - odd * sin, 2.0**-16)
+        out[..., 1::2] = nearest(even * sin + odd * cos, 2.0**-16)
+        return out
+
+    def softmax(self, scores):
+        if "softmax" not in self.operations:
+            return super().softmax(scores)
+        # 2^-16 below the most negative score is nothing.
+        scores = numpy.maximum(scores * numpy.log2(numpy.e), -(2.0**13))
+        scores = nearest(scores, 2.0**-16) * 65536
+        weights = exp2((scores - scores.max(-1, keepdims=True)).astype(numpy.int64)).astype(numpy.float64)
+        return (weights / weights.sum(-1, keepdims=True)).astype(self.real)
+
+    def gated(self, gate, up):
+        if "gate" not in self.operations:
+            return super().gated(gate, up)
+        fixed = numpy.floor(gate.astype(numpy.float64) * 65536 + 0.5).astype(numpy.int64)
+        e = exp2(-(numpy.abs(fixed) * 1_549_082_004 >> 30))
+        sigmoid = (numpy.where(fixed < 0, e, ONE) << 30) // (ONE + e)
+        return ((fixed * sigmoid >> 30) / 65536 * up).astype(self.real)
