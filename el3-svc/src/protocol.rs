@@ -269,7 +269,8 @@ fn check(base: u64, count: u64, lendable: &[Region]) -> Option<Range> {
 mod tests {
     extern crate std;
     use super::*;
-    use crate::protection::Moved;
+    use crate::{cores::PowerError, protection::Moved};
+    use flexserve_abi::el3::CoreState;
     use proptest::prelude::*;
     use std::{collections::BTreeSet, sync::Mutex};
 
@@ -469,6 +470,102 @@ mod tests {
         assert_eq!(list(&s, &[], Gpi::Secure), invalid);
         assert_eq!(list(&s, &[BANK.base + 1], Gpi::Realm), invalid);
         assert!(s.protection.0.lock().unwrap().is_empty());
+    }
+
+    /// Cores 0 (on) and 1 (off).
+    #[derive(Debug)]
+    struct TwoCores;
+
+    impl CoreControl for TwoCores {
+        const PROVIDED: bool = true;
+
+        fn index(&self, mpidr: u64) -> Option<usize> {
+            usize::try_from(mpidr).ok().filter(|&core| core < 2)
+        }
+
+        fn current(&self) -> Option<usize> {
+            Some(1)
+        }
+
+        fn power_on(&self, mpidr: u64, _entry: u64, _context: u64) -> Result<(), PowerError> {
+            if mpidr == 0 { Err(PowerError::On) } else { Ok(()) }
+        }
+
+        fn interrupt(&self, _mpidr: u64) {}
+    }
+
+    fn core_call(
+        service: &Service<Fake, TwoCores>,
+        caller: Caller,
+        fid: u32,
+        args: &[u64],
+    ) -> (Option<Status>, u64) {
+        let mut registers = [0; 17];
+        registers[..args.len()].copy_from_slice(args);
+        let reply = service.handle(caller, Call { fid, args: &registers });
+        (Status::from_code(reply.0), reply.1)
+    }
+
+    #[test]
+    fn each_world_has_its_calls_for_cores() {
+        let s = Service::with_cores(Fake::default(), &[BANK], TwoCores);
+        let refused = (Some(Status::NotSupported), 0);
+        for caller in [Caller::Secure, Caller::Realm] {
+            assert_eq!(core_call(&s, caller, fid::CORE_LEND, &[1, BANK.base, 0]), refused);
+            assert_eq!(core_call(&s, caller, fid::CORE_RECALL, &[1]), refused);
+        }
+        assert_eq!(core_call(&s, Caller::Realm, fid::CORE_STATE, &[1]), refused);
+        for caller in [Caller::NonSecure, Caller::Realm] {
+            assert_eq!(core_call(&s, caller, fid::CORE_RETURN, &[]), refused);
+        }
+        let success = Some(Status::Success);
+        assert_eq!(core_call(&s, Caller::NonSecure, fid::CORE_LEND, &[1, BANK.base, 0]), (success, 0));
+        assert_eq!(s.arrive(), Arrival::SecureWorld);
+        for caller in [Caller::NonSecure, Caller::Secure] {
+            let state = core_call(&s, caller, fid::CORE_STATE, &[1]);
+            assert_eq!(state, (success, CoreState::Lent as u64));
+        }
+        assert_eq!(core_call(&s, Caller::Secure, fid::CORE_RETURN, &[]), (Some(Status::Denied), 0));
+        assert_eq!(core_call(&s, Caller::NonSecure, fid::CORE_RECALL, &[1]), (success, 0));
+        assert_eq!(core_call(&s, Caller::Secure, fid::CORE_RETURN, &[]), (success, 0));
+        let count = |counter: Counter| core_call(&s, Caller::Realm, fid::STATS, &[counter as u64]);
+        assert_eq!(count(Counter::CoresLent), (success, 1));
+        assert_eq!(count(Counter::CoresRecalled), (success, 1));
+        let feature = Call { fid: fid::FEATURES, args: &[Feature::Cores as u64; 17] };
+        assert_eq!(s.handle(Caller::NonSecure, feature), Reply(MAX_CORES as u64, 0));
+    }
+
+    #[test]
+    fn a_core_comes_back_to_an_instruction_of_the_normal_worlds() {
+        let s = Service::with_cores(Fake::default(), &[BANK], TwoCores);
+        let lend = |entry| core_call(&s, Caller::NonSecure, fid::CORE_LEND, &[1, entry, 0]).0;
+        assert!(s.protection.0.lock().unwrap().insert(BANK.base + 0x1000));
+        for entry in [
+            BANK.base + 1,
+            BANK.base + 2,
+            BANK.base - 4,
+            BANK.end(),
+            BANK.base + 0x1000,
+            BANK.base + 0x1ffc,
+            0,
+            u64::MAX,
+            !3,
+        ] {
+            assert_eq!(lend(entry), Some(Status::InvalidParameters), "{entry:#x}");
+        }
+        assert_eq!(lend(BANK.end() - 4), Some(Status::Success));
+    }
+
+    #[test]
+    fn cores_stay_where_nothing_moves_them() {
+        let s = service();
+        for function in [fid::CORE_LEND, fid::CORE_RECALL, fid::CORE_STATE, fid::CORE_RETURN] {
+            for caller in [Caller::Secure, Caller::NonSecure, Caller::Realm] {
+                let reply = call(&s, caller, function, &[1, BANK.base, 0]);
+                assert_eq!(reply, Status::NotSupported.into());
+            }
+        }
+        assert_eq!(call(&s, Caller::NonSecure, fid::FEATURES, &[Feature::Cores as u64]), Reply(0, 0));
     }
 
     proptest! {

@@ -27,6 +27,8 @@ use tempfile::TempDir;
 const PROMPT: &str = "What is the capital of France?";
 /// The question, as arguments.
 const ASK: [&str; 4] = ["--prompt", PROMPT, "--max-tokens", "16"];
+/// Cores of the machine in which the payload tests: some are lent, one is left to take them back, one runs the partition.
+const CORES: u32 = 4;
 /// Longest that an interrupted run may take to be gone.
 const LEAVE: Duration = Duration::from_secs(10);
 
@@ -134,7 +136,7 @@ fn on_platform(paths: &Paths, platform: Platform, scopes: &[Scope], filter: Opti
 
 /// The tests that the payload runs, in one boot.
 fn inside(paths: &Paths, platform: &Platform, filter: Option<&str>) -> Result<Report> {
-    let options = run::Options::for_tests(&platform.name);
+    let options = run::Options { smp: Some(CORES), ..run::Options::for_tests(&platform.name) };
     let images = images::build(paths, platform, &options.images)?;
     let container = model::container(paths, None)?;
     let tests = vec![filter.unwrap_or("all").to_owned()];

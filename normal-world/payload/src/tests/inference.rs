@@ -27,7 +27,7 @@ use crate::{
 const TOKENS: u32 = 4;
 
 /// What these tests ask.
-fn question() -> Job {
+pub fn question() -> Job {
     Job {
         prompt: "What is the capital of France?".into(),
         max_tokens: TOKENS,
@@ -37,12 +37,12 @@ fn question() -> Job {
 }
 
 /// Rarely preempted: in practice once a second.
-const CALM: Mode = Mode { period_us: 1_000_000, tokens_per_call: 4, stream: false };
+pub const CALM: Mode = Mode { period_us: 1_000_000, tokens_per_call: 4, stream: false };
 /// Preempted every 500 microseconds.
-const HECTIC: Mode = Mode { period_us: 500, tokens_per_call: 1, stream: false };
+pub const HECTIC: Mode = Mode { period_us: 500, tokens_per_call: 1, stream: false };
 
 /// The answer, taken so.
-fn answer(bench: &mut Bench, mode: Mode) -> Result<Figures, String> {
+pub fn answer(bench: &mut Bench, mode: Mode) -> Result<Figures, String> {
     let (system, session, ring) = bench.load()?;
     prompt::answer(system, session, ring, &question(), mode, |_, _| Ok(()))
 }
@@ -59,7 +59,7 @@ fn calm_answer(bench: &mut Bench) -> Result<(String, [u8; 32]), String> {
     Ok(known)
 }
 
-fn is_calm(bench: &mut Bench, figures: &Figures) -> Result<(), String> {
+pub fn is_calm(bench: &mut Bench, figures: &Figures) -> Result<(), String> {
     let (text, hash) = calm_answer(bench)?;
     ensure!(figures.text == text, "the answer is {:?}, it was {text:?}", figures.text);
     ensure!(figures.report.logits_sha256 == hash, "the answer's text is right, its logits differ");

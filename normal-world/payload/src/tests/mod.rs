@@ -94,6 +94,9 @@ const TESTS: &[Test] = &[
     },
     // Cores go to the secure world and come back, and PSCI and EL3 agree on where they are.
     Test { name: "cores/a_core_goes_and_comes_back", run: lent_cores::a_core_goes_and_comes_back },
+    Test { name: "cores/psci_and_el3_agree", run: lent_cores::psci_and_el3_agree },
+    Test { name: "cores/bad_lends_are_refused", run: lent_cores::bad_lends_are_refused },
+    Test { name: "cores/all_but_the_last_are_lent", run: lent_cores::all_but_the_last_are_lent },
     // Malformed messages get their error, and the partition goes on serving.
     Test { name: "messages/no_session", run: messages::no_session },
     Test { name: "messages/bad_receivers", run: messages::bad_receivers },
@@ -108,6 +111,16 @@ const TESTS: &[Test] = &[
     Test { name: "inference/bad_prompts", run: inference::bad_prompts },
     Test { name: "inference/vector_registers_survive", run: inference::vector_registers_survive },
     Test { name: "inference/concurrent_callers", run: inference::concurrent_callers },
+    // Lent cores compute with the partition, come and go, and it makes no difference to the answer.
+    Test { name: "cores/a_recalled_core_starts_clean", run: lent_cores::a_recalled_core_starts_clean },
+    Test {
+        name: "cores/a_preempted_partition_loses_its_workers",
+        run: lent_cores::a_preempted_partition_loses_its_workers,
+    },
+    Test {
+        name: "cores/recalls_do_not_change_the_answer",
+        run: lent_cores::recalls_do_not_change_the_answer,
+    },
     Test { name: "inference/recall_gives_everything_back", run: inference::recall_gives_everything_back },
     // A partition that never answers still loses the core to the normal world's interrupt.
     Test {
