@@ -42,7 +42,8 @@ impl Workers for Alone {
 
 /// Divides `0..items`, each of which costs `cost` multiply-accumulates, among the workers.
 pub(crate) fn divide(workers: &dyn Workers, items: usize, cost: usize, work: impl Fn(Range<usize>) + Sync) {
-    let at_once = if workers.cores() == 1 { items } else { PART / cost.max(1) }.max(1);
+    // Kernels for several tokens take two groups at a time.
+    let at_once = if workers.cores() == 1 { items.max(1) } else { (PART / cost.max(1)).max(2) };
     workers.run(items.div_ceil(at_once), &|part| {
         let first = part * at_once;
         work(first..items.min(first + at_once));
