@@ -450,6 +450,8 @@ mod tests {
         assert_eq!(reaches(0), Some(true));
         moved(&fake, 1, 1, Direction::Lend);
         assert_eq!((reaches(0), reaches(1)), (Some(true), Some(false)));
+        moved(&fake, 512, 512, Direction::Lend);
+        assert_eq!((reaches(512), reaches(1023), reaches(1024)), (Some(false), Some(false), Some(true)));
         fake.write(LAYOUT.level2_entry(at(0)).unwrap(), Level2::changing(1));
         fake.publish();
         assert_eq!(reaches(0), None);
