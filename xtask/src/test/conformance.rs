@@ -134,13 +134,14 @@ fn boot_with(
     let job = job(run::job(platform, &options));
     let mut report = Report::default();
     let ended = run::boot_into(&mut report, paths, &platform.variant(boot), images, &job, None, &options);
-    let mut faults = report.faults();
-    faults.extend(ended.err().map(|error| format!("{error:#}")));
+    let mut faults = Vec::new();
     let told = report.cases.len();
     if told < report.planned as usize {
         let behind = report.cases.last().map_or("the start", |case| &case.name);
         faults.push(format!("{told} of {} cases told; nothing after {behind:?}", report.planned));
     }
+    faults.extend(report.faults());
+    faults.extend(ended.err().map(|error| format!("{error:#}")));
     let error = (!faults.is_empty()).then(|| faults.join("\n"));
     Ok((report.cases, error))
 }
