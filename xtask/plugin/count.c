@@ -1,46 +1,80 @@
-/*
- * Counts the instructions that an emulated program executes: one inline addition a translated block. For QEMU's plugin
- * interface, version 1 (docs/devel/tcg-plugins.rst); declared here, as Debian has no package with its header.
- */
+// A plugin for qemu-aarch64 (QEMU 4.2 to 8.2, plugin API 1) that counts the instructions of the emulated program.
+//
+// Each translated block has one counter that is added to inline. The program marks moments by the system call sched_yield,
+// which nothing else makes in a program of one thread. At each, and at the end, the file that the argument `out=` names gets
+// a line: the count so far, and the time in nanoseconds.
+//
+//   cc -shared -fPIC -O2 -o count.so count.c
+//   qemu-aarch64 -plugin ./count.so,out=counts -cpu max PROGRAM
+
 #include <inttypes.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <string.h>
+#include <time.h>
 
+// What is used of QEMU's plugin API 1 (its qemu-plugin.h; Debian packages none).
 typedef uint64_t qemu_plugin_id_t;
 struct qemu_plugin_tb;
 enum qemu_plugin_op { QEMU_PLUGIN_INLINE_ADD_U64 };
+typedef void (*qemu_plugin_vcpu_tb_trans_cb_t)(qemu_plugin_id_t, struct qemu_plugin_tb *);
+typedef void (*qemu_plugin_vcpu_syscall_cb_t)(qemu_plugin_id_t, unsigned cpu, int64_t number, uint64_t, uint64_t,
+                                              uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t);
+typedef void (*qemu_plugin_udata_cb_t)(qemu_plugin_id_t, void *);
+void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t, qemu_plugin_vcpu_tb_trans_cb_t);
+void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, enum qemu_plugin_op, void *, uint64_t);
+void qemu_plugin_register_vcpu_syscall_cb(qemu_plugin_id_t, qemu_plugin_vcpu_syscall_cb_t);
+void qemu_plugin_register_atexit_cb(qemu_plugin_id_t, qemu_plugin_udata_cb_t, void *);
+size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 
-typedef void (*tb_callback)(qemu_plugin_id_t id, struct qemu_plugin_tb *tb);
-typedef void (*end_callback)(qemu_plugin_id_t id, void *data);
+#define EXPORTED __attribute__((visibility("default")))
+EXPORTED int qemu_plugin_version = 1;
 
-void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, tb_callback callback);
-void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *tb, enum qemu_plugin_op op, void *to, uint64_t value);
-void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, end_callback callback, void *data);
-size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
+enum { SCHED_YIELD = 124 }; // of Linux on AArch64
 
-int qemu_plugin_version = 1;
+static uint64_t instructions;
+static FILE *out;
 
-static uint64_t count;
+static void write_count(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    fprintf(out, "%" PRIu64 " %" PRIu64 "\n", instructions, (uint64_t)now.tv_sec * 1000000000 + now.tv_nsec);
+}
 
-static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *block)
 {
     (void)id;
-    qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &count, qemu_plugin_tb_n_insns(tb));
+    qemu_plugin_register_vcpu_tb_exec_inline(block, QEMU_PLUGIN_INLINE_ADD_U64, &instructions,
+                                             qemu_plugin_tb_n_insns(block));
+}
+
+static void called(qemu_plugin_id_t id, unsigned cpu, int64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
+                   uint64_t e, uint64_t f, uint64_t g, uint64_t h)
+{
+    (void)id, (void)cpu, (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h;
+    if (number == SCHED_YIELD)
+        write_count();
 }
 
 static void ended(qemu_plugin_id_t id, void *data)
 {
-    (void)id;
-    (void)data;
-    fprintf(stderr, "instructions %" PRIu64 "\n", count);
+    (void)id, (void)data;
+    write_count();
+    fclose(out);
 }
 
-int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv)
+EXPORTED int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv)
 {
     (void)info;
-    (void)argc;
-    (void)argv;
+    for (int i = 0; i < argc; i++)
+        if (!strncmp(argv[i], "out=", 4))
+            out = fopen(argv[i] + 4, "w");
+    if (!out)
+        return -1;
     qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
+    qemu_plugin_register_vcpu_syscall_cb(id, called);
     qemu_plugin_register_atexit_cb(id, ended, NULL);
     return 0;
 }

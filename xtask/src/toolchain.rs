@@ -15,6 +15,8 @@ pub const PARTITION_FLAGS: &str = "-Ctarget-feature=+sha2,-strict-align";
 pub const SOFT_FLOAT: &str = "aarch64-unknown-none-softfloat";
 /// Target of the kernels' tests under `qemu-aarch64`.
 pub const LINUX: &str = "aarch64-unknown-linux-gnu";
+/// Root of the C library for Arm, as Debian's cross packages lay it out.
+pub const ARM_LIBRARY_ROOT: &str = "/usr/aarch64-linux-gnu";
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";

@@ -1,56 +1,67 @@
-//! Instructions for each token by instruction set, counted in an emulated process: the same on every run and every machine.
+//! `bench kernels`: instructions for each token at each ISA level, under user-mode emulation.
 
-use super::Row;
+use super::{
+    Row,
+    counter::{Counter, Counts},
+};
 use crate::{
-    model,
+    download, model,
     paths::Paths,
     process,
-    test::kernels::LIBRARY_ROOT,
     toolchain::{self, Cross},
 };
 use anyhow::{Context as _, Result, bail};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use serde::Deserialize;
+use std::path::PathBuf;
 
-/// An instruction set: its name in the rows, the core as `qemu-aarch64 -cpu` takes it, and the features that the kernels may
-/// use, as a partition is told them.
-const LEVELS: [(&str, &str, u64); 5] = [
-    ("neon", "cortex-a72", 0),
-    ("dotprod", "max,sve=off", 1),
-    ("i8mm", "max,sve=off", 3),
-    ("sve2-256", "max,sve256=on", 15),
-    ("sve2-512", "max,sve512=on", 15),
+/// An ISA level.
+struct Level {
+    name: &'static str,
+    /// A core that has no more than that, as `qemu-aarch64 -cpu` takes it.
+    cpu: &'static str,
+}
+
+const LEVELS: [Level; 5] = [
+    Level { name: "neon", cpu: "cortex-a72" },
+    Level { name: "dotprod", cpu: "cortex-a76" },
+    Level { name: "i8mm", cpu: "max,sve=off,sme=off" },
+    Level { name: "sve2-256", cpu: "max,sve256=on,sme=off" },
+    Level { name: "sve2-512", cpu: "max,sve512=on,sme=off" },
 ];
-/// Tokens of a prompt that is taken in at once.
-const PROMPT: u32 = 128;
-/// Tokens of the prompt before an answer, and two lengths of it: the longer's instructions less the shorter's count.
-const ANSWER: (u32, u32, u32) = (5, 8, 40);
 
-/// Two rows for each instruction set.
+/// Tokens of the batch, and tokens between the last two marks, of `model-loader/examples/steps.rs`.
+const STEPS: (u64, u64) = (128, 32);
+/// The text that is evaluated.
+const TEXT: &str = "LICENSE-APACHE";
+
+/// Measures all rows, or those of one level. What fails costs its own rows only; `failures` gets it.
 ///
 /// # Errors
 ///
-/// If the emulator with plugins or a compiler is missing, or the logits differ between instruction sets.
-pub fn measure(paths: &Paths) -> Result<Vec<Row>> {
-    let model = model::container(paths, None)?;
-    let counter = Counter { qemu: emulator(paths)?, plugin: plugin(paths)?, program: program(paths)?, model };
+/// If nothing can be measured.
+pub fn measure(paths: &Paths, only: Option<&str>, failures: &mut Vec<anyhow::Error>) -> Result<Vec<Row>> {
+    let levels: Vec<&Level> =
+        LEVELS.iter().filter(|level| only.is_none_or(|only| only == level.name)).collect();
+    if levels.is_empty() {
+        bail!("no such ISA level; there are {}", LEVELS.map(|level| level.name).join(", "));
+    }
+    let counter = Counter::new(paths)?;
+    let steps = steps(paths)?;
+    let text = paths.root.join(TEXT);
+    let container = model::container(paths, Some(&download::default_model(paths)?))?;
     let (mut rows, mut hashes) = (Vec::new(), Vec::new());
-    for (name, core, features) in LEVELS {
-        let count = |prompt, answer| counter.count(core, features, prompt, answer);
-        let (nothing, _) = count(0, 0)?;
-        let (prefill, prefill_hash) = count(PROMPT, 0)?;
-        let (short, _) = count(ANSWER.0, ANSWER.1)?;
-        let (long, long_hash) = count(ANSWER.0, ANSWER.2)?;
-        let row = |what, instructions: u64, tokens: u32| {
-            let each = instructions as f64 / f64::from(tokens) / 1e6;
-            Row::alone(format!("{what}/{name}"), "million instructions", each)
-        };
-        rows.push(row("decode_insn", long.saturating_sub(short), ANSWER.2 - ANSWER.1));
-        rows.push(row("prefill_insn", prefill.saturating_sub(nothing), PROMPT));
-        hashes.push((name, prefill_hash + &long_hash));
+    for level in levels {
+        let what = format!("Counting instructions: {}", level.name);
+        match counter
+            .count(&what, level.cpu, &steps, &[&container, &text])
+            .and_then(|c| Ok((Tokens::of(&c)?, said(&c)?)))
+        {
+            Ok((ours, said)) => {
+                rows.extend(ours.rows(level.name));
+                hashes.push((level.name, said.logits_sha256));
+            }
+            Err(error) => failures.push(error.context(level.name)),
+        }
     }
     if let Some((name, _)) = hashes.iter().find(|(_, hash)| *hash != hashes[0].1) {
         bail!("{name} computes other logits than {}", hashes[0].0);
@@ -58,77 +69,59 @@ pub fn measure(paths: &Paths) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// What it takes to count.
-struct Counter {
-    qemu: PathBuf,
-    plugin: PathBuf,
-    program: PathBuf,
-    model: PathBuf,
+/// Millions of instructions for each token.
+struct Tokens {
+    prefill: f64,
+    decode: f64,
 }
 
-impl Counter {
-    /// Instructions of a process that takes in `prompt` tokens and answers with `answer`, and a hash of what it computed.
-    fn count(&self, core: &str, features: u64, prompt: u32, answer: u32) -> Result<(u64, String)> {
-        let mut qemu = process::command(&self.qemu);
-        qemu.args(["-cpu", core, "-L", LIBRARY_ROOT, "-plugin"]).arg(&self.plugin);
-        qemu.arg(&self.program).arg(&self.model);
-        qemu.args([features, prompt.into(), answer.into()].map(|number: u64| number.to_string()));
-        let output = qemu.output()?;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        let count = err.lines().find_map(|line| line.strip_prefix("instructions ")?.parse().ok());
-        match (count, out.split_whitespace().last()) {
-            (Some(count), Some(hash)) if output.status.success() => Ok((count, hash.to_owned())),
-            _ => bail!("{core}: {}\n{out}{err}", output.status),
-        }
+impl Tokens {
+    /// Of the marks before the batch, behind it, and at two moments of the answer.
+    fn of(counts: &Counts) -> Result<Self> {
+        let mark = |index: usize| counts.marks.get(index).map(|&(instructions, _)| instructions);
+        let each = |from: usize, to: usize, tokens: u64| {
+            Some(mark(to)?.checked_sub(mark(from)?)? as f64 / tokens as f64 / 1e6)
+        };
+        let figures = each(0, 1, STEPS.0).zip(each(2, 3, STEPS.1));
+        let (prefill, decode) = figures.context("too few marks")?;
+        Ok(Self { prefill, decode })
+    }
+
+    fn rows(&self, level: &str) -> [Row; 2] {
+        let row = |name: &str, figure| Row::alone(format!("{name}/{level}"), "M instructions/token", figure);
+        [row("decode_insn", self.decode), row("prefill_insn", self.prefill)]
     }
 }
 
-/// The program that is counted.
-fn program(paths: &Paths) -> Result<PathBuf> {
+/// What `steps` prints.
+#[derive(Deserialize)]
+struct Said {
+    logits_sha256: String,
+}
+
+fn said(counts: &Counts) -> Result<Said> {
+    let line = counts.output.lines().find(|line| line.starts_with('{')).context("the steps said nothing")?;
+    Ok(serde_json::from_str(line)?)
+}
+
+/// The program that takes the steps that are counted, built for Arm.
+fn steps(paths: &Paths) -> Result<PathBuf> {
     let mut cargo = Cross::find(&[toolchain::LINUX])?.linux(paths, "build");
-    cargo.args(["--release", "--package", "flexserve-model-loader", "--example", "tokens"]);
-    process::step("Building tokens for Arm", &mut cargo, &paths.out.join("log/tokens.log"))?;
-    Ok(paths.bare_metal_target().join(toolchain::LINUX).join("release/examples/tokens"))
+    cargo.args(["--release", "--package", "flexserve-model-loader", "--example", "steps"]);
+    process::step("Building the steps for Arm", &mut cargo, &paths.out.join("log/steps.log"))?;
+    Ok(paths.bare_metal_target().join(toolchain::LINUX).join("release/examples/steps"))
 }
 
-/// The counting plugin.
-fn plugin(paths: &Paths) -> Result<PathBuf> {
-    let library = paths.out.join("plugin/count.so");
-    fs::create_dir_all(library.parent().unwrap_or(&paths.out))?;
-    let mut cc = process::command("cc");
-    cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=default", "-o"]);
-    cc.arg(&library).arg(paths.root.join("xtask/plugin/count.c"));
-    process::step("Building the counter", &mut cc, &paths.out.join("log/plugin.log"))?;
-    Ok(library)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A user-mode emulator that takes plugins: the installed one, or Debian 12's, unpacked beside it.
-fn emulator(paths: &Paths) -> Result<PathBuf> {
-    let takes_plugins = |qemu: &Path| {
-        let help = Command::new(qemu).arg("--help").output();
-        help.is_ok_and(|help| String::from_utf8_lossy(&help.stdout).contains("-plugin"))
-    };
-    let folder = paths.out.join("qemu-plugins");
-    let unpacked = folder.join("usr/bin/qemu-aarch64");
-    for qemu in [PathBuf::from("qemu-aarch64"), unpacked.clone()] {
-        if takes_plugins(&qemu) {
-            return Ok(qemu);
-        }
+    #[test]
+    fn tokens_are_what_lies_between_marks() {
+        let marks =
+            vec![(1_000_000, 0), (129_000_000, 1), (200_000_000, 2), (264_000_000, 3), (264_000_001, 4)];
+        let tokens = Tokens::of(&Counts { marks, output: String::new() }).unwrap();
+        assert_eq!((tokens.prefill, tokens.decode), (1.0, 2.0));
+        assert!(Tokens::of(&Counts { marks: vec![(1, 0); 3], output: String::new() }).is_err());
     }
-    fs::create_dir_all(&folder)?;
-    let log = paths.out.join("log/qemu-plugins.log");
-    let mut apt = process::command("apt-get");
-    apt.current_dir(&folder).args(["download", "qemu-user/bookworm"]);
-    process::step("Getting an emulator that takes plugins", &mut apt, &log)?;
-    let package = fs::read_dir(&folder)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get downloaded no package")?;
-    let mut dpkg = process::command("dpkg");
-    dpkg.arg("-x").arg(&package).arg(&folder);
-    process::step("Unpacking it", &mut dpkg, &log)?;
-    if !takes_plugins(&unpacked) {
-        bail!("{} takes no plugins", unpacked.display());
-    }
-    Ok(unpacked)
 }

@@ -1,5 +1,6 @@
 //! `bench`: figures, one row each, by name.
 
+mod counter;
 mod granules;
 mod kernels;
 mod recall;
@@ -26,6 +27,9 @@ pub struct Options {
     platform: String,
     /// Only these; all of them otherwise.
     benches: Vec<Bench>,
+    /// Of `kernels`, only this ISA level: neon, dotprod, i8mm, sve2-256, sve2-512.
+    #[arg(long)]
+    level: Option<String>,
     /// Write the rows here, as JSON.
     #[arg(long, value_name = "OUT")]
     json: Option<PathBuf>,
@@ -46,9 +50,9 @@ enum Bench {
     Accuracy,
     /// Tokens against llama.cpp's.
     Tokenizer,
-    /// Instructions for each token of a prompt and of an answer, by instruction set and inside the partition.
+    /// Instructions for each token of a prompt and of an answer, at each ISA level.
     Kernels,
-    /// From the prompt to the first token, and tokens per second, by the guest's clock.
+    /// From the prompt to the first token, and tokens per second, by the guest's clock; and the whole machine's instructions.
     Ttft,
 }
 
@@ -85,7 +89,7 @@ impl Row {
 pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     let wanted = |bench: &Bench| options.benches.is_empty() || options.benches.contains(bench);
     let mut commands = Vec::new();
-    let (mut rows, mut missed) = (Vec::new(), Vec::new());
+    let (mut rows, mut missed, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     let mut scripted = |output: scripts::Output| {
         missed.extend(output.missed);
         output.rows
@@ -107,8 +111,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
             Bench::Size => size::measure(paths, &platform)?,
             Bench::Accuracy => scripted(scripts::accuracy(paths)?),
             Bench::Tokenizer => scripted(scripts::tokenizer(paths)?),
-            Bench::Kernels => [kernels::measure(paths)?, in_the_partition(paths, &platform)?].concat(),
-            Bench::Ttft => ttft(paths, &platform)?,
+            Bench::Kernels => kernels::measure(paths, options.level.as_deref(), &mut failures)?,
+            Bench::Ttft => [ttft(paths, &platform)?, machine(paths, &platform)?].concat(),
         });
     }
     for row in &rows {
@@ -124,6 +128,9 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     }
     if !missed.is_empty() {
         bail!("targets missed:\n{}", missed.join("\n"));
+    }
+    if !failures.is_empty() {
+        bail!("not measured:\n{}", failures.iter().map(|f| format!("{f:#}\n")).collect::<String>());
     }
     Ok(())
 }
@@ -142,7 +149,7 @@ fn ttft(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
 }
 
 /// Instructions of the whole machine, interrupts and world switches included, for each token.
-fn in_the_partition(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
+fn machine(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
     const MILLION: f64 = 1e6;
     let json = answer(paths, platform, true)?;
     let figure = |key: &str| json[key].as_f64().unwrap_or_default();

@@ -21,9 +21,6 @@ const CORES: [&str; 7] = [
     "max,sve2048=on",
 ];
 
-/// Root of the C library for Arm, as Debian's cross packages lay it out.
-pub const LIBRARY_ROOT: &str = "/usr/aarch64-linux-gnu";
-
 /// Builds the tests once and runs them on each kind of core.
 ///
 /// # Errors
@@ -35,7 +32,7 @@ pub fn run(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
     for core in CORES {
         for program in &programs {
             let mut qemu = process::command("qemu-aarch64");
-            qemu.args(["-cpu", core, "-L", LIBRARY_ROOT]).arg(program).args(filter);
+            qemu.args(["-cpu", core, "-L", toolchain::ARM_LIBRARY_ROOT]).arg(program).args(filter);
             let name = format!("kernels on {core}");
             eprintln!("{name}: {}", program.file_name().unwrap_or_default().display());
             let (status, lines) = process::echoed(&mut qemu)?;

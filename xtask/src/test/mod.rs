@@ -3,7 +3,7 @@
 pub mod conformance;
 mod fuzz;
 mod host;
-pub mod kernels;
+mod kernels;
 mod system;
 
 use crate::{interrupt, paths::Paths, platform::Platform};
