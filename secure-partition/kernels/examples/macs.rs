@@ -1,0 +1,40 @@
+//! Products whose instructions `flexserve bench kernels` counts: one vector, and a batch, with a matrix of each format.
+//!
+//! A system call, `sched_yield`, marks the moments before and behind each, for a plugin in the emulator that counts
+//! (`xtask/plugin/count.c`). Prints JSON, an object for each product: its name and multiply-accumulates.
+
+use flexserve_kernels::activations::{Activations, quantize, words_needed};
+use flexserve_kernels::format::{BLOCK, Format};
+use flexserve_kernels::isa::Isa;
+use flexserve_kernels::matmul::{Output, matmul};
+use flexserve_kernels::matrix::Matrix;
+use std::sync::atomic::AtomicI32;
+use std::thread::yield_now as mark;
+
+/// The matrix of the feed-forward network of SmolLM2-135M.
+const ROWS: usize = 1536;
+const COLS: usize = 576;
+const KERNELS: [(&str, Format); 3] = [("q4", Format::Q4Min), ("q8", Format::Q8), ("w12", Format::W12)];
+const SHAPES: [(&str, usize); 2] = [("gemv", 1), ("gemm128", 128)];
+
+fn main() {
+    let isa = Isa::detect();
+    for (format_name, format) in KERNELS {
+        let bytes = vec![0; format.packed_bytes(ROWS, COLS).unwrap_or_default()];
+        let weights = Matrix::new(format, ROWS, COLS, &bytes).expect("zeros are weights");
+        for (shape_name, tokens) in SHAPES {
+            let (mut words, mut sums) = (vec![0; words_needed(tokens, COLS)], vec![0; tokens * COLS / BLOCK]);
+            let layout = isa.layout(tokens);
+            let values: Vec<i64> = (0..COLS as i64).collect();
+            let exponents: Vec<i32> =
+                (0..tokens).map(|token| quantize(layout, token, &values, 0, &mut words, &mut sums)).collect();
+            let x = Activations::new(layout, &words, &sums, &exponents, COLS);
+            let out: Vec<AtomicI32> = (0..tokens * ROWS).map(|_| AtomicI32::new(0)).collect();
+            mark();
+            matmul(isa, &weights, 0..weights.groups(), &x, 0, Output::Store(&out));
+            mark();
+            let macs = tokens * ROWS * COLS;
+            println!("{{\"name\":\"{format_name}-{shape_name}\",\"macs\":{macs}}}");
+        }
+    }
+}
