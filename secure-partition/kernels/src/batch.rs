@@ -16,7 +16,9 @@ use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
 use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::{Group, Matrix};
-use crate::neon::{FOURS, Weights, four_rows, load, minimum, no_rows, scale, scale_half, words};
+use crate::neon::{
+    FOURS, Weights, add_shifted, four_rows, load, minimum, no_rows, scale, scale_half, store, words,
+};
 use crate::{i8mm, sve};
 
 /// Blocks of a strip. What a matrix has more is added in another pass.
@@ -257,46 +259,52 @@ fn minima(group: &Group, x: &Activations, tokens: Range<usize>, out: &mut Sums) 
     for start in (0..x.cols() / BLOCK).step_by(SUMMED) {
         let minima = &group.minima[start * SCALES..];
         let sums = |token: usize| {
-            let sums = &x.sums(token)[start..];
+            let sums = &x.sums(token.min(tokens.end - 1))[start..];
             &sums[..sums.len().min(SUMMED)]
         };
-        for (first, out) in tokens.clone().step_by(2).zip(out.chunks_exact_mut(2)) {
-            let second = (first + 1).min(tokens.end - 1);
-            two_minima(minima, [sums(first), sums(second)], out);
+        for (first, out) in tokens.clone().step_by(4).zip(out.chunks_mut(4)) {
+            let four = [sums(first), sums(first + 1), sums(first + 2), sums(first + 3)];
+            four_minima(minima, four, out);
         }
     }
 }
 
-/// Minima of one group for two tokens.
-fn two_minima(minima: &[u8], sums: [&[i32]; 2], out: &mut [[i64; GROUP]]) {
-    // SAFETY: NEON is there; the loads are of 4 sums, and `load` checks its bounds.
+/// Minima of one group for up to four tokens.
+fn four_minima(minima: &[u8], sums: [&[i32]; 4], out: &mut [[i64; GROUP]]) {
+    let blocks = sums[0].len();
+    let minima = minima[..blocks * SCALES].as_ptr();
+    let sums = sums.map(|sums| sums[..blocks].as_ptr());
+    // SAFETY: NEON is there; there are minima and sums of that many blocks.
     unsafe {
         // Products with the high and with the low half of sums, of 4 rows each.
-        let mut parts = [[vdupq_n_s32(0); 4]; 2];
-        let whole = sums[0].len() / 4 * 4;
-        let at = |b: usize| vreinterpretq_s16_s8(load(minima, b * SCALES));
-        for b in (0..whole).step_by(4) {
+        let mut parts = [[vdupq_n_s32(0); 4]; 4];
+        let at = |b: usize| vld1q_s16(minima.add(b * SCALES).cast());
+        for b in (0..blocks / 4 * 4).step_by(4) {
             let m = [at(b), at(b + 1), at(b + 2), at(b + 3)];
             for (parts, sums) in parts.iter_mut().zip(sums) {
-                let sums = vreinterpretq_s16_s32(vld1q_s32(sums[b..][..4].as_ptr()));
+                let sums = vreinterpretq_s16_s32(vld1q_s32(sums.add(b)));
                 minimum::<0, 1>(parts, m[0], sums);
                 minimum::<2, 3>(parts, m[1], sums);
                 minimum::<4, 5>(parts, m[2], sums);
                 minimum::<6, 7>(parts, m[3], sums);
             }
         }
-        for b in whole..sums[0].len() {
+        for b in blocks / 4 * 4..blocks {
+            let m = at(b);
             for (parts, sums) in parts.iter_mut().zip(sums) {
-                minimum::<0, 1>(parts, at(b), vreinterpretq_s16_s32(vdupq_n_s32(sums[b])));
+                minimum::<0, 1>(parts, m, vreinterpretq_s16_s32(vld1q_dup_s32(sums.add(b))));
             }
         }
         for (out, parts) in out.iter_mut().zip(parts) {
             let mut rows = no_rows();
-            crate::neon::add_shifted::<7>(&mut rows[..2], parts[0], parts[2]);
-            crate::neon::add_shifted::<7>(&mut rows[2..], parts[1], parts[3]);
-            for (out, sum) in out.iter_mut().zip(crate::neon::store(&rows)) {
-                *out += sum;
+            for (rows, pair) in
+                rows.as_chunks_mut::<2>().0.iter_mut().zip(out.as_chunks::<2>().0.chunks_exact(2))
+            {
+                *rows = [vld1q_s64(pair[0].as_ptr()), vld1q_s64(pair[1].as_ptr())];
             }
+            add_shifted::<7>(&mut rows[..2], parts[0], parts[2]);
+            add_shifted::<7>(&mut rows[2..], parts[1], parts[3]);
+            *out = store(&rows);
         }
     }
 }

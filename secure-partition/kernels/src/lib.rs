@@ -7,6 +7,7 @@
 //! | [`vector`] | a packed vector, checked |
 //! | [`activations`] | what it is multiplied with: 16-bit mantissas, one exponent per token |
 //! | [`matmul`] | the product, on whatever instructions there are |
+//! | [`attention`] | its inner loops, and `attention_neon`, their twins |
 //! | `plain` | the kernels in plain Rust, the twin of all others |
 //! | `arm` | which kernel of an Arm CPU does what |
 //! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |
@@ -25,6 +26,9 @@ extern crate std;
 pub mod activations;
 #[cfg(target_arch = "aarch64")]
 mod arm;
+pub mod attention;
+#[cfg(target_arch = "aarch64")]
+mod attention_neon;
 #[cfg(target_arch = "aarch64")]
 mod batch;
 #[cfg(target_arch = "aarch64")]

@@ -3,20 +3,13 @@
 //! Keys, values and queries are stored as mantissas of at most [`MANTISSA_MAX`] under one exponent per head and position.
 //! Weights are not divided by their sum: the result is.
 
-use flexserve_kernels::matmul::scale;
+pub use flexserve_kernels::attention::MANTISSA_MAX;
+use flexserve_kernels::attention::{DIMENSIONS, mix, mix_plain, score, soften, spread};
 
-use crate::fixed::{LOG2_E, exp2, saturate};
+use crate::fixed::{LOG2_E, saturate};
 
-/// Largest magnitude of a mantissa: 32 products of two of them fit i32 (8191^2 * 32 < 2^31).
-pub const MANTISSA_MAX: i64 = 8191;
 /// Most dimensions of a head.
 pub const HEAD_DIM_MAX: usize = 256;
-/// Products that are summed in i32 before they are added up in i64.
-const CHUNK: usize = 32;
-/// Positions whose weighted values are summed in i32: 16 * 2^14 * 8191 < 2^31.
-const POSITIONS: usize = 16;
-/// Dimensions that are mixed together.
-const DIMENSIONS: usize = 32;
 /// Fraction bits of [`attend`]'s result.
 pub const OUT_FRAC: i32 = 40;
 
@@ -64,7 +57,9 @@ pub struct Query<'a> {
 /// Attends to every position of `cache`, and writes the weighted mean of the values to `out` (`head_dim`), in Q.40.
 /// `scores` and `weights` are scratch, one per position.
 pub fn attend(query: Query, cache: Cache, scores: &mut [i32], weights: &mut [i16], out: &mut [i64]) {
-    let sum = softmax(query, cache, scores);
+    let shift = i32::from(query.exponent) - 16;
+    let largest = score(query.mantissas, cache.keys, cache.key_exponents, shift, scores);
+    let sum = soften(scores, largest);
     let top = spread(cache.value_exponents, scores, weights);
     // value = mixed * 2^(top - 14) / sum, with |mixed| < 2^44 and sum in 2^30..=2^47. A value in Q15.16 has an exponent in
     // -3..=29, so that top is in -28..=34 and the shift in 18..=80.
@@ -79,70 +74,11 @@ pub fn attend(query: Query, cache: Cache, scores: &mut [i32], weights: &mut [i16
     };
     let whole = head_dim / DIMENSIONS * DIMENSIONS;
     for first in (0..whole).step_by(DIMENSIONS) {
-        finish(first, &mix::<DIMENSIONS>(weights, cache.values, head_dim, first));
+        finish(first, &mix(weights, cache.values, head_dim, first));
     }
     for first in whole..head_dim {
-        finish(first, &mix::<1>(weights, cache.values, head_dim, first));
+        finish(first, &mix_plain::<1>(weights, cache.values, head_dim, first));
     }
-}
-
-/// Sums of the weighted values of `N` dimensions from `first` on.
-fn mix<const N: usize>(weights: &[i16], values: &[i16], head_dim: usize, first: usize) -> [i64; N] {
-    let mut sums = [0_i64; N];
-    for (weights, values) in weights.chunks(POSITIONS).zip(values.chunks(POSITIONS * head_dim)) {
-        let mut partial = [0_i32; N];
-        for (&weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
-            let values: &[i16; N] = values[first..].first_chunk().expect("dimensions of the head");
-            for (sum, &value) in partial.iter_mut().zip(values) {
-                *sum += i32::from(weight) * i32::from(value);
-            }
-        }
-        for (sum, partial) in sums.iter_mut().zip(partial) {
-            *sum += i64::from(partial);
-        }
-    }
-    sums
-}
-
-/// Turns `scores` into 2^(score - largest score), Q2.30, and answers their sum.
-fn softmax(query: Query, cache: Cache, scores: &mut [i32]) -> i64 {
-    let keys = cache.keys.chunks_exact(query.mantissas.len());
-    let mut largest = i32::MIN;
-    for ((score, key), &exponent) in scores.iter_mut().zip(keys).zip(cache.key_exponents) {
-        let shift = i32::from(query.exponent) + i32::from(exponent) - 16;
-        // Within 2^13, so that differences fit.
-        let limit = 1 << 29;
-        *score = scale(dot(query.mantissas, key), shift).clamp(-limit, limit) as i32;
-        largest = largest.max(*score);
-    }
-    let mut sum = 0;
-    for score in scores {
-        *score = exp2(*score - largest) as i32;
-        sum += i64::from(*score);
-    }
-    sum
-}
-
-/// Folds the values' exponents into the softmax weights: `weights[j] * 2^(top - 14)` is `scores[j] * 2^-exponent[j]`,
-/// `top` is answered, and the largest weight is in 2^13..=2^14.
-fn spread(exponents: &[i16], scores: &[i32], weights: &mut [i16]) -> i32 {
-    let bits = |score: i32| 32 - score.leading_zeros().cast_signed();
-    let tops = scores.iter().zip(exponents).filter(|(score, _)| **score != 0);
-    let top = tops.map(|(&score, &exponent)| bits(score) - i32::from(exponent)).max().unwrap_or(0);
-    for ((weight, &score), &exponent) in weights.iter_mut().zip(scores).zip(exponents) {
-        let shift = (top - 14) + i32::from(exponent);
-        *weight = scale(i64::from(score), shift) as i16;
-    }
-    top
-}
-
-/// Dot product of mantissas.
-#[inline]
-fn dot(a: &[i16], b: &[i16]) -> i64 {
-    let short =
-        |a: &[i16], b: &[i16]| a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>();
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<CHUNK>(), b.as_chunks::<CHUNK>());
-    a.iter().zip(b).map(|(a, b)| i64::from(short(a, b))).sum::<i64>() + i64::from(short(a_rest, b_rest))
 }
 
 /// Multiplies a query value by [`score_factor`].

@@ -1,50 +1,11 @@
 //! Functions of fixed-point numbers. `Qa.b` has b fraction bits.
 
-/// 2^(i / 16), Q2.30.
-const EXP2: [i64; 16] = [
-    1_073_741_824,
-    1_121_280_436,
-    1_170_923_762,
-    1_222_764_986,
-    1_276_901_417,
-    1_333_434_672,
-    1_392_470_869,
-    1_454_120_821,
-    1_518_500_250,
-    1_585_730_000,
-    1_655_936_265,
-    1_729_250_827,
-    1_805_811_301,
-    1_885_761_398,
-    1_969_251_188,
-    2_056_437_387,
-];
-/// ln 2, Q0.30.
-const LN_2: i64 = 744_261_118;
+pub use flexserve_kernels::attention::{ONE, exp2};
+
 /// 2 pi, Q3.60.
 const TAU: i128 = 7_244_019_458_077_122_842;
 /// log2 e, Q1.60.
 pub const LOG2_E: u64 = 1_663_314_137_230_540_311;
-/// 1, Q2.30.
-pub const ONE: i64 = 1 << 30;
-
-/// `2^x` of x <= 0 in Q15.16, as Q2.30. Relative error below 2^-21, absolute below 2^-30 + that.
-#[must_use]
-#[inline]
-pub const fn exp2(x: i32) -> i64 {
-    let (whole, fraction) = (x >> 16, (x & 0xffff) as i64);
-    if whole < -31 {
-        return 0;
-    }
-    // 2^(index / 16) * e^y, y = ln 2 * (fraction below a sixteenth), by three terms: y^4 / 24 < 2^-22.
-    let y = ((fraction & 0xfff) * LN_2) >> 16;
-    let y2 = (y * y) >> 30;
-    let y3 = (y2 * y) >> 30;
-    let rest = ONE + y + (y2 >> 1) + y3 / 6;
-    let mantissa = (EXP2[(fraction >> 12) as usize] * rest) >> 30;
-    mantissa >> if whole < 0 { -whole } else { 0 }
-}
-
 /// `1 / (1 + e^-x)` of x in Q15.16, as Q2.30.
 #[must_use]
 #[inline]
