@@ -212,23 +212,34 @@ const fn largest(shift: i32) -> u64 {
     if shift > 0 { (max << shift) + (1 << (shift - 1)) - 1 } else { max >> -shift }
 }
 
-/// Values as mantissas.
+/// Values as mantissas. Loops, as an array's `map` of this length is not turned into vector instructions.
 #[inline]
 fn narrow(values: &[i64; BLOCK], shift: i32) -> [i16; BLOCK] {
+    let mut block = [0; BLOCK];
     if shift > 0 {
         let half = 1_i64 << (shift - 1);
-        // A saturated value (near 2^63) must not wrap when half is added.
-        values.map(|value| (value.saturating_add(half) >> shift) as i16)
+        for (word, value) in block.iter_mut().zip(values) {
+            // A saturated value (near 2^63) must not wrap when half is added.
+            *word = (value.saturating_add(half) >> shift) as i16;
+        }
     } else {
-        values.map(|value| (value << -shift) as i16)
+        for (word, value) in block.iter_mut().zip(values) {
+            *word = (value << -shift) as i16;
+        }
     }
+    block
 }
 
 /// The two halves of each mantissa: the low one is signed, -128..=127, the high one makes up for it. [`MANTISSA_MAX`]
 /// keeps it within +-127.
 #[inline]
 fn split(block: &[i16; BLOCK]) -> [[u8; BLOCK]; 2] {
-    [block.map(|word| ((word + 128) >> 8) as u8), block.map(|word| word as u8)]
+    let [mut high, mut low] = [[0; BLOCK]; 2];
+    for ((word, high), low) in block.iter().zip(&mut high).zip(&mut low) {
+        *high = ((word + 128) >> 8) as u8;
+        *low = *word as u8;
+    }
+    [high, low]
 }
 
 /// [`Layout::Planes`].

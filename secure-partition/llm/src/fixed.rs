@@ -12,11 +12,12 @@ pub const LOG2_E: u64 = 1_663_314_137_230_540_311;
 pub fn sigmoid(x: i32) -> i64 {
     let magnitude = x.unsigned_abs();
     let at = (magnitude >> SIGMOID_STEP) as usize;
-    let Some([this, next]) = SIGMOID.get(at..).and_then(|rest| rest.first_chunk()) else {
+    if at >= SIGMOID.len() - 1 {
         return exact_sigmoid(x);
-    };
+    }
+    let (this, next) = (SIGMOID[at], SIGMOID[at + 1]);
     let rest = magnitude & ((1 << SIGMOID_STEP) - 1);
-    let low = i64::from(*this) - ((i64::from(this - next) * i64::from(rest)) >> SIGMOID_STEP);
+    let low = i64::from(this) - ((i64::from(this - next) * i64::from(rest)) >> SIGMOID_STEP);
     if x < 0 { low } else { ONE - low }
 }
 
@@ -35,6 +36,8 @@ static SIGMOID: [i32; (16 << (16 - SIGMOID_STEP)) + 1] = {
 };
 
 /// [`sigmoid`] without a table.
+#[cold]
+#[inline(never)]
 const fn exact_sigmoid(x: i32) -> i64 {
     let exponent = -(((x as i64).abs() * (LOG2_E >> 30).cast_signed()) >> 30);
     let e = exp2(if exponent < i32::MIN as i64 { i32::MIN } else { exponent as i32 });
