@@ -91,7 +91,9 @@ fn tokens_are_found_by_bytes_and_by_rule() {
 fn rejects_other_files() {
     assert_eq!(Header::bytes_needed(b"short").err(), Some(Error::Truncated("the header")));
     assert_eq!(refusal_of(0, b"GGUF"), Some(Error::BadMagic));
-    assert_eq!(refusal_of(8, &[2]), Some(Error::BadVersion(2)));
+    for other in [0, 1, 255] {
+        assert_eq!(refusal_of(8, &[other]), Some(Error::BadVersion(other.into())));
+    }
 }
 
 #[test]
