@@ -141,6 +141,8 @@ fn expect(secure: &mut [bool], caller: Caller, fid: u32, args: &[u64; 17]) -> Op
             1 => Reply(40, 0),
             2 => Reply(7, 0),
             3 => Reply(BATCH_LIMIT, 0),
+            // No cores can be lent here.
+            4 => Reply(0, 0),
             _ => Status::NotSupported.into(),
         },
         (fid::GRANULE_SET, Caller::Secure) => expect_move(secure, args[2], &[range(args[0], args[1])]),
