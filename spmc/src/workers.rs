@@ -62,8 +62,8 @@ impl Workers {
         Some(self.idle.load(SeqCst))
     }
 
-    /// A partition takes no workers any more. Answers the cores to interrupt; they have stopped when [`Self::running`] is
-    /// empty.
+    /// A partition takes no workers any more. Answers the cores to interrupt, none if the workers are another partition's; they
+    /// have stopped when [`Self::running`] holds none of them.
     pub fn dismiss(&self, partition: usize) -> Mask {
         if self.partition.compare_exchange(partition, NOBODY, SeqCst, SeqCst).is_err() {
             return 0;

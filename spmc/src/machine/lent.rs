@@ -149,12 +149,8 @@ fn answer(mut registers: Registers) -> Registers {
 /// Stops all workers of a partition. Bounded: they stop at an interrupt, and nothing masks it for longer than a call.
 pub fn dismiss(partition: usize) {
     let cores = WORKERS.dismiss(partition);
-    // Another partition's workers go on.
-    if cores == 0 {
-        return;
-    }
     gic::interrupt(cores);
-    while WORKERS.running() != 0 {
+    while WORKERS.running() & cores != 0 {
         core::hint::spin_loop();
     }
 }

@@ -175,9 +175,9 @@ impl Bench {
         self.once(&self.calm, &ASK)
     }
 
-    /// The figures of the same answer under attack.
+    /// The figures of the same answer under attack from two cores, while a third one computes for it.
     fn attacked(&self) -> Result<&Value> {
-        self.once(&self.attacked, &[&ASK[..], &["--attack"]].concat())
+        self.once(&self.attacked, &[&ASK[..], &["--attack", "--smp", "3"]].concat())
     }
 
     fn once<'a>(&self, cell: &'a OnceCell<Value>, args: &[&str]) -> Result<&'a Value> {
@@ -224,6 +224,7 @@ fn answers_under_attack_as_without(bench: &Bench) -> Result<()> {
     }
     ensure!(attacks.iter().any(|a| a["core"] != 0), "no attack from another core");
     ensure!(calm["granules_lent"].as_u64() > Some(0), "nothing was lent");
+    ensure!(attacked["lent_cores"] == 1, "{} cores were lent under attack", attacked["lent_cores"]);
     Ok(())
 }
 
