@@ -1,7 +1,7 @@
 //! Granule protection tables on the hardware: the tables that BL31 has set up, and the instructions around a change.
 
 use crate::{
-    clock::ticks,
+    cpu::{flush_lines, line_shift, ticks},
     gpt_format::Layout,
     gpt_range::{Tables, move_ranges},
     protection::{GranuleProtection, Moved, Range},
@@ -132,52 +132,27 @@ impl Tables for Access<'_> {
         // Bit 63 is NS, bit 62 NSE: Secure 00, Non-secure 10.
         let space = if space == Gpi::NonSecure { 1 << 63 } else { 0 };
         for range in ranges {
-            if self.lines.tagged {
-                self.lines.flush::<CIGDPAPA>(range.base | space, range.count);
-            } else {
-                self.lines.flush::<CIPAPA>(range.base | space, range.count);
+            let (at, Lines { shift, tagged }) = (range.base | space, self.lines);
+            // SAFETY: DC CIGDPAPA, which takes allocation tags too, and DC CIPAPA (Arm DDI 0487, C5.3) change no data.
+            unsafe {
+                if tagged {
+                    flush_lines!("sys #6, c7, c14, #5, {at}", at, range.count, shift);
+                } else {
+                    flush_lines!("sys #6, c7, c14, #1, {at}", at, range.count, shift);
+                }
             }
         }
         barrier!("dsb osh");
     }
 }
 
-/// `op2` of DC CIPAPA (Arm DDI 0487, C5.3).
-const CIPAPA: u8 = 1;
-/// `op2` of DC CIGDPAPA, which does the same for data and allocation tags.
-const CIGDPAPA: u8 = 5;
-
 /// What cache maintenance has to know of the machine.
+#[derive(Clone, Copy)]
 struct Lines {
     /// log2 of the bytes of the smallest data cache line.
     shift: u32,
     /// Memory has allocation tags, which are cached like data.
     tagged: bool,
-}
-
-impl Lines {
-    /// Writes back and drops the lines of `count` granules, which are some, at an address that names its space.
-    fn flush<const OP2: u8>(&self, at: u64, count: u64) {
-        // Sixteen lines a turn.
-        let turns = count << (GRANULE_SIZE.trailing_zeros() - 4 - self.shift);
-        // SAFETY: it changes no data.
-        unsafe {
-            asm!(
-                "2:",
-                ".rept 16",
-                "sys #6, c7, c14, #{op2}, {at}",
-                "add {at}, {at}, {bytes}",
-                ".endr",
-                "subs {turns}, {turns}, #1",
-                "b.ne 2b",
-                op2 = const OP2,
-                at = inout(reg) at => _,
-                turns = inout(reg) turns => _,
-                bytes = in(reg) 1_u64 << self.shift,
-                options(nostack),
-            );
-        }
-    }
 }
 
 fn read(address: u64) -> u64 {
@@ -193,14 +168,6 @@ fn layout() -> Layout {
             options(nomem, nostack, preserves_flags));
     }
     Layout::new(gptbr, gpccr)
-}
-
-/// log2 of the bytes of the smallest data cache line (CTR_EL0.DminLine); 8 for a larger one.
-fn line_shift() -> u32 {
-    let ctr: u64;
-    // SAFETY: reads CTR_EL0.
-    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
-    (2 + (ctr >> 16 & 0xf) as u32).min(8)
 }
 
 /// Whether the CPU has allocation tags in memory (FEAT_MTE2, ID_AA64PFR1_EL1.MTE).

@@ -30,21 +30,6 @@ pub struct Moved {
     pub error: Option<MoveError>,
 }
 
-impl Moved {
-    /// Moves ranges one after the other, up to the first that does not move whole.
-    pub fn one_by_one(ranges: &[Range], mut each: impl FnMut(Range) -> Self) -> Self {
-        let mut sum = Self { done: 0, error: None };
-        for range in ranges {
-            let moved = each(*range);
-            sum = Self { done: sum.done + moved.done, error: moved.error };
-            if sum.error.is_some() {
-                break;
-            }
-        }
-        sum
-    }
-}
-
 /// A mechanism that keeps worlds out of granules.
 pub trait GranuleProtection {
     /// Which mechanism, as `FEATURES` reports it (`flexserve_abi::el3::Feature::Backend`).

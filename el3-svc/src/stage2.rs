@@ -1,7 +1,7 @@
 //! The normal world's stage-2 tables on the hardware: the memory that holds them, and the instructions around a change.
 
 use crate::{
-    clock::ticks,
+    cpu::{flush_lines, line_shift, ticks},
     normal_world,
     protection::{GranuleProtection, Moved, Range},
     stage2_format::{Layout, physical_address_bits},
@@ -204,40 +204,10 @@ impl Tables for Access<'_> {
 
     fn flush(&self, ranges: impl Iterator<Item = Range>) {
         for range in ranges {
-            flush(range, self.line_shift);
+            // SAFETY: DC CIVAC changes no data, and EL3 maps the lendable banks.
+            unsafe { flush_lines!("dc civac, {at}", range.base, range.count, self.line_shift) };
         }
         // SAFETY: a barrier; the outer domain, because the mapping is not cacheable.
         unsafe { asm!("dsb osh", options(nostack, preserves_flags)) }
     }
-}
-
-/// Begins to write back and drop the lines of a range, of 2^`shift` bytes each.
-fn flush(range: Range, shift: u32) {
-    // Sixteen lines a turn.
-    let turns = range.count << (GRANULE_SIZE.trailing_zeros() - 4 - shift);
-    // SAFETY: DC CIVAC writes back and drops lines; it changes no data, and EL3 maps the lendable banks. There is a granule at
-    // least.
-    unsafe {
-        asm!(
-            "2:",
-            ".rept 16",
-            "dc civac, {at}",
-            "add {at}, {at}, {bytes}",
-            ".endr",
-            "subs {turns}, {turns}, #1",
-            "b.ne 2b",
-            at = inout(reg) range.base => _,
-            turns = inout(reg) turns => _,
-            bytes = in(reg) 1_u64 << shift,
-            options(nostack),
-        );
-    }
-}
-
-/// log2 of the bytes of the smallest data cache line (CTR_EL0.DminLine); 8 for a larger one.
-fn line_shift() -> u32 {
-    let ctr: u64;
-    // SAFETY: reads CTR_EL0.
-    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
-    (2 + (ctr >> 16 & 0xf) as u32).min(8)
 }

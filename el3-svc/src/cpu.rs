@@ -1,0 +1,40 @@
+//! What both mechanisms ask of the CPU: the system counter, and its data cache lines.
+
+use core::arch::asm;
+
+/// Ticks of the system counter: CNTPCT_EL0, which may be read early or late by what the CPU speculates.
+pub fn ticks() -> u64 {
+    let ticks: u64;
+    // SAFETY: reads a counter.
+    unsafe { asm!("mrs {}, cntpct_el0", out(reg) ticks, options(nomem, nostack, preserves_flags)) };
+    ticks
+}
+
+/// log2 of the bytes of the smallest data cache line (CTR_EL0.DminLine); 8 for a larger one.
+pub fn line_shift() -> u32 {
+    let ctr: u64;
+    // SAFETY: reads CTR_EL0.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
+    (2 + (ctr >> 16 & 0xf) as u32).min(8)
+}
+
+/// Begins to write back and drop the lines, of `1 << shift` bytes each, of `count` granules, which are some, from `at` on, by an
+/// instruction that takes the address in `{at}`. Sixteen lines a turn.
+macro_rules! flush_lines {
+    ($instruction:literal, $at:expr, $count:expr, $shift:expr) => {
+        core::arch::asm!(
+            "2:",
+            ".rept 16",
+            $instruction,
+            "add {at}, {at}, {bytes}",
+            ".endr",
+            "subs {turns}, {turns}, #1",
+            "b.ne 2b",
+            at = inout(reg) $at => _,
+            turns = inout(reg) $count << (flexserve_abi::GRANULE_SIZE.trailing_zeros() - 4 - $shift) => _,
+            bytes = in(reg) 1_u64 << $shift,
+            options(nostack),
+        )
+    };
+}
+pub(crate) use flush_lines;
