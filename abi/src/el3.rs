@@ -56,6 +56,9 @@ pub const BATCH_LIMIT: u64 = 512;
 /// Most ranges of one `GRANULE_SET_LIST`.
 pub const LIST_LIMIT: usize = 16;
 
+/// Affinity fields of MPIDR_EL1 (Arm DDI 0487, D24.2), by which the calls name a core: no other bit is set.
+pub const AFFINITY: u64 = 0xff_00ff_ffff;
+
 /// Cores that can be lent have numbers below this.
 pub const MAX_CORES: usize = 8;
 

@@ -10,11 +10,8 @@ use crate::{
     tfa::SERVICE,
 };
 use core::{arch::asm, ffi::c_void};
-use flexserve_abi::el3::{MAX_CORES, fid};
+use flexserve_abi::el3::{AFFINITY, MAX_CORES, fid};
 use flexserve_platform as platform;
-
-/// Affinity fields of MPIDR_EL1 (Arm DDI 0487, D24.2).
-const AFFINITY: u64 = 0xff_00ff_ffff;
 
 /// `SECURE` of TF-A's `ep_info_exp.h`.
 const SECURE: u32 = 0;

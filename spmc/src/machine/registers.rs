@@ -1,6 +1,7 @@
 //! One wrapper an instruction. Names of EL1 mean those of EL2 at S-EL2 with E2H = 1.
 
 use core::arch::asm;
+use flexserve_abi::el3::AFFINITY;
 use flexserve_spmc::{registers::Registers, tables::PAGE};
 
 /// Defines readers of system registers.
@@ -164,7 +165,7 @@ pub unsafe fn zero_blocks(start: u64, end: u64, block: u64) {
 
 /// Affinity fields of this core's MPIDR_EL1.
 pub fn affinity() -> u64 {
-    mpidr() & 0xff_00ff_ffff
+    mpidr() & AFFINITY
 }
 
 /// Waits for an interrupt, masked or not.
