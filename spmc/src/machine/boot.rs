@@ -100,11 +100,19 @@ static CLAIMS: Storage<[u64; claims::WORDS]> = Storage(UnsafeCell::new([0; claim
 static REGION_LIST: Storage<heapless::Vec<Region, REGIONS>> = Storage(UnsafeCell::new(heapless::Vec::new()));
 static CONTEXTS: Storage<[Context; PARTITIONS]> =
     Storage(UnsafeCell::new([const { Context::NEW }; PARTITIONS]));
-/// Entry point and TTBR0 of each partition, fixed at start-up.
-static PLACES: Storage<[(u64, u64); PARTITIONS]> = Storage(UnsafeCell::new([(0, 0); PARTITIONS]));
+static PLACES: Storage<[PartitionPlace; PARTITIONS]> =
+    Storage(UnsafeCell::new([PartitionPlace { id: 0, entry: 0, ttbr0: 0 }; PARTITIONS]));
 
-/// ID of each partition, fixed at start-up.
-static IDS: Storage<[EndpointId; PARTITIONS]> = Storage(UnsafeCell::new([0; PARTITIONS]));
+/// What of a partition is fixed at start-up.
+#[derive(Clone, Copy)]
+pub struct PartitionPlace {
+    /// Its ID.
+    pub id: EndpointId,
+    /// Its entry point.
+    pub entry: u64,
+    /// TTBR0 while it runs.
+    pub ttbr0: u64,
+}
 
 /// The partitions, as far as they are the machine's.
 pub struct Partitions;
@@ -115,14 +123,8 @@ impl Partitions {
         CONTEXTS.0.get().cast::<Context>().wrapping_add(index)
     }
 
-    /// Its ID.
-    pub fn id(index: usize) -> EndpointId {
-        // SAFETY: as in `place`.
-        unsafe { (*IDS.0.get())[index] }
-    }
-
-    /// Entry point, and TTBR0.
-    pub fn place(index: usize) -> (u64, u64) {
+    /// Which it is, and where.
+    pub fn place(index: usize) -> PartitionPlace {
         // SAFETY: written only by `primary`, before any other core or partition runs.
         unsafe { (*PLACES.0.get())[index] }
     }
@@ -276,8 +278,11 @@ fn add_partition(spmc: &mut Manager, place: &Place) -> bool {
     let root = physical(spmc.ledger.pool.table(partition.space.root()) as *const Table as u64);
     // SAFETY: no other core runs.
     unsafe {
-        (*PLACES.0.get())[index] = (partition.entry, root | u64::from(partition.asid) << 48);
-        (*IDS.0.get())[index] = place.id;
+        (*PLACES.0.get())[index] = PartitionPlace {
+            id: place.id,
+            entry: partition.entry,
+            ttbr0: root | u64::from(partition.asid) << 48,
+        };
     }
     defmt::info!("partition {=u16:#06x} at {=u64:#x}", place.id, partition.entry);
     true

@@ -81,8 +81,8 @@ fn recalled() -> bool {
 fn run(core: usize, start: &Start) -> End {
     // SAFETY: each core has its own.
     let (context, outside) = unsafe { (&mut *CONTEXTS.0[core].get(), outside(core)) };
-    let (_, ttbr0) = Partitions::place(start.partition);
     context.start_worker(start.entry, [core as u64, isa_features().bits(), start.incarnation]);
+    let ttbr0 = Partitions::place(start.partition).ttbr0;
     let end = context.run(ttbr0, outside, |exit| serve(core, start, exit));
     *context = Context::NEW;
     end
@@ -102,7 +102,7 @@ fn serve(core: usize, start: &Start, exit: Exit) -> Result<Option<Registers>, En
             go_on(start).map(|()| None)
         }
         Exit::Fault { esr, far, pc } => {
-            note_fault(Partitions::id(start.partition), esr, far, pc);
+            note_fault(Partitions::place(start.partition).id, esr, far, pc);
             Err(End::Failed)
         }
     }

@@ -24,11 +24,6 @@ use flexserve_spmc::{
     registers::{Registers, Reply, function, halves},
 };
 
-/// `FFA_INTERRUPT`, from the SPMD.
-const FFA_INTERRUPT: u32 = 0x8400_0062;
-/// `FFA_NORMAL_WORLD_RESUME`, the answer to it (DEN0077A v1.2, section 9).
-const NORMAL_WORLD_RESUME: u32 = 0x8400_007c;
-
 /// Each core's place for the normal world's SIMD registers.
 struct Outside([UnsafeCell<Area>; CORES]);
 
@@ -49,21 +44,19 @@ pub unsafe fn outside(core: usize) -> &'static mut Area {
 
 /// Tells the SPMD that this core is ready, and serves it for ever.
 pub fn normal_world(core: usize) -> ! {
-    let mut answer = [0; 18];
-    answer[0] = u32::from(FuncId::MsgWait32).into();
+    let mut answer = one(FuncId::MsgWait32.into());
     loop {
         let call = smc(answer);
-        answer = match call[0] as u32 {
-            fid::CORE_LEND => {
-                lent::work(core);
-                one(fid::CORE_RETURN)
-            }
-            FFA_INTERRUPT => {
-                // The Secure world's interrupt reached this core in the normal world: it came too late to matter.
-                gic::acknowledge();
-                one(NORMAL_WORLD_RESUME)
-            }
-            _ => normal_call(core, &call),
+        answer = if call[0] as u32 == fid::CORE_LEND {
+            lent::work(core);
+            one(fid::CORE_RETURN)
+        } else if function(&call) == Some(FuncId::Interrupt32) {
+            // The Secure world's interrupt reached this core in the normal world: it came too late to matter. The SPMD
+            // expects this answer (DEN0077A v1.2, section 9).
+            gic::acknowledge();
+            one(FuncId::NormalWorldResume32.into())
+        } else {
+            normal_call(core, &call)
         };
     }
 }
@@ -135,13 +128,13 @@ pub fn finish(core: usize, mut step: Step) -> Reply {
 fn run(core: usize, index: usize, entry: Entry) -> Step {
     // SAFETY: the state machine lets one core run a partition's main context at a time, and each core has its own area.
     let (context, outside) = unsafe { (&mut *Partitions::context(index), outside(core)) };
-    let (start, ttbr0) = Partitions::place(index);
+    let place = Partitions::place(index);
     match entry {
-        Entry::Start => context.start(start, isa_features()),
+        Entry::Start => context.start(place.entry, isa_features()),
         Entry::Answer(registers) => context.answer(&registers),
         Entry::Resume => {}
     }
-    context.run(ttbr0, outside, |exit| {
+    context.run(place.ttbr0, outside, |exit| {
         match exit {
             Exit::Call(registers) if registers[0] == WAIT => {
                 let answer = lent::wait_in_main(core, registers);
