@@ -220,15 +220,18 @@ impl Worker {
 
     /// A page of this world's, if there is one.
     fn own(&mut self) -> Option<usize> {
-        let first = self.random.below(self.pages.len() as u64) as usize;
-        let count = self.pages.len();
-        (0..count).map(|i| (first + i) % count).find(|&i| self.pages[i].state != State::Lent)
+        self.page(false)
     }
 
     fn lent(&mut self) -> Option<usize> {
-        let first = self.random.below(self.pages.len() as u64) as usize;
+        self.page(true)
+    }
+
+    /// A page that is lent or not, if there is one.
+    fn page(&mut self, lent: bool) -> Option<usize> {
         let count = self.pages.len();
-        (0..count).map(|i| (first + i) % count).find(|&i| self.pages[i].state == State::Lent)
+        let first = self.random.below(count as u64) as usize;
+        (0..count).map(|i| (first + i) % count).find(|&i| (self.pages[i].state == State::Lent) == lent)
     }
 
     fn write(&mut self, index: usize) {

@@ -222,9 +222,5 @@ impl Held {
 
 /// Lets the partition run for a slice; answers what came back.
 fn slice(call: Registers) -> Registers {
-    timer::arm(SLICE);
-    let answer = Smc.call(call);
-    gic::acknowledge();
-    timer::disarm();
-    answer
+    timer::slice(SLICE, call).0
 }

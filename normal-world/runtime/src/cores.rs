@@ -92,10 +92,15 @@ pub fn turn_on(core: usize, entry: u64, context: u64) -> Result<(), String> {
     ARRIVED[core].store(false, Ordering::Release);
     MAILBOXES[core].busy.store(false, Ordering::Release);
     psci::cpu_on::<Smc>(core as u64, entry, context).map_err(|e| format!("starting core {core}: {e}"))?;
+    await_arrival(core);
+    Ok(())
+}
+
+/// Waits until a core that comes on serves tasks.
+fn await_arrival(core: usize) {
     while !ARRIVED[core].load(Ordering::Acquire) {
         core::hint::spin_loop();
     }
-    Ok(())
 }
 
 /// Has a core turn itself off, by PSCI, and waits until it is. It counts as started all the time.
@@ -180,9 +185,7 @@ pub fn take_back(core: usize) -> Result<(), String> {
         Some(Status::Success) => {}
         other => return Err(format!("recalling core {core}: {other:?}")),
     }
-    while !ARRIVED[core].load(Ordering::Acquire) {
-        core::hint::spin_loop();
-    }
+    await_arrival(core);
     Ok(())
 }
 

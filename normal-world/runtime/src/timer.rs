@@ -2,6 +2,10 @@
 
 use core::arch::asm;
 
+use flexserve_client::{Conduit as _, Registers};
+
+use crate::{gic, system::Smc};
+
 /// Lets the timer fire in `microseconds`.
 pub fn arm(microseconds: u64) {
     let ticks = frequency() / 1_000_000 * microseconds;
@@ -15,6 +19,16 @@ pub fn arm(microseconds: u64) {
 pub fn disarm() {
     // SAFETY: as in `arm`.
     unsafe { asm!("msr cntp_ctl_el0, {}", "isb", in(reg) 2_u64, options(nostack)) };
+}
+
+/// Makes a call that the timer's interrupt ends after `microseconds`, if nothing else does: what came back, and whether the timer
+/// had fired.
+pub fn slice(microseconds: u64, call: Registers) -> (Registers, bool) {
+    arm(microseconds);
+    let answer = Smc.call(call);
+    let fired = gic::acknowledge();
+    disarm();
+    (answer, fired)
 }
 
 /// Nanoseconds since boot.

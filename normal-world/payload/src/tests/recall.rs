@@ -24,11 +24,7 @@ const PATIENCE: u32 = 10_000;
 
 /// Lets the partition run for a slice; answers what came back.
 fn slice(call: Registers) -> Registers {
-    timer::arm(SLICE);
-    let answer = Smc.call(call);
-    gic::acknowledge();
-    timer::disarm();
-    answer
+    timer::slice(SLICE, call).0
 }
 
 fn is(answer: &Registers, function: Function) -> bool {

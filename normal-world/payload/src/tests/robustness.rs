@@ -116,10 +116,7 @@ pub fn spinning_partition_is_preempted(bench: &mut Bench) -> Result<(), String> 
     let mut call =
         registers(Function::MsgSendDirectReq64_2.into(), &[hostile.into(), low, high, Op::Spin as u64]);
     for round in 0..20 {
-        timer::arm(500);
-        let answer = Smc.call(call);
-        let fired = gic::acknowledge();
-        timer::disarm();
+        let (answer, fired) = timer::slice(500, call);
         ensure!(
             answer[0] == u64::from(u32::from(Function::Interrupt32)) && fired,
             "round {round}: the spinning partition answered {:#x}, interrupt pending: {fired}",
