@@ -11,15 +11,12 @@ use core::arch::aarch64::*;
 use core::ops::Range;
 
 use crate::activations::Activations;
-use crate::dotprod::{four_dots, planes};
 use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
 use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::{Group, Matrix};
-use crate::neon::{
-    FOURS, Weights, add_shifted, four_rows, load, minimum, no_rows, scale, scale_half, store, words,
-};
-use crate::{i8mm, sve};
+use crate::neon::{FOURS, Weights, add_shifted, four_rows, load, minimum, no_rows, scale, store, words};
+use crate::{dotprod, i8mm, sve};
 
 /// Blocks of a strip. What a matrix has more is added in another pass.
 const CHUNK: usize = 32;
@@ -39,8 +36,27 @@ pub(crate) struct Strip {
     pub scales: [[i32; 4 * GROUP]; CHUNK],
 }
 
-/// Sums of some tokens: (tokens, rows of a group). One more, as tokens may come in pairs.
-pub(crate) type Sums = [[i64; GROUP]; TOKENS + 1];
+impl Strip {
+    /// Bytes from a block's weights to the next one's.
+    pub const WEIGHTS_STRIDE: usize = 2 * OCTETS;
+    /// Bytes from a block's scales to the next one's.
+    pub const SCALES_STRIDE: usize = 4 * GROUP * 4;
+
+    /// The first weights and scales of rows `4 * half ..`, for `FEAT_DotProd`.
+    pub fn half(&self, half: usize) -> (*const u8, *const i32) {
+        let (weights, scales) = (self.weights.as_flattened(), self.scales.as_flattened());
+        (weights[half * NIBBLES..].as_ptr(), scales[half * HALF..].as_ptr())
+    }
+
+    /// The same of the first group, for `FEAT_I8MM`.
+    pub fn half_in_pairs(&self, half: usize) -> (*const u8, *const i32) {
+        let (weights, scales) = (self.weights.as_flattened(), self.scales.as_flattened());
+        (weights[half * BLOCK..].as_ptr(), scales[half * 2 * HALF..].as_ptr())
+    }
+}
+
+/// Sums of some tokens: (tokens, rows of a group). Tiles may have more tokens than there are.
+pub(crate) type Sums = [[i64; GROUP]; TOKENS];
 
 /// What is unpacked of a block at once: a part that fits i8.
 #[derive(Clone, Copy, PartialEq)]
@@ -72,7 +88,7 @@ pub(crate) unsafe fn multiply(
 ) {
     let at_once = if kernel == Kernel::Sve64 { GROUPS } else { 1 };
     let mut strip = Strip { weights: [[0; 2 * OCTETS]; CHUNK], scales: [[0; 4 * GROUP]; CHUNK] };
-    let mut sums = [[[0; GROUP]; TOKENS + 1]; GROUPS];
+    let mut sums = [[[0; GROUP]; TOKENS]; GROUPS];
     let blocks = weights.cols() / BLOCK;
     for first in (0..x.tokens()).step_by(TOKENS) {
         let tokens = first..x.tokens().min(first + TOKENS);
@@ -121,12 +137,22 @@ unsafe fn multiply_strip(
         // SAFETY: the caller's promise.
         token += unsafe {
             match kernel {
-                Kernel::Dotprod if left >= 6 => dotprod::<6>(strip, blocks, of(x, token, &chunk), first),
-                Kernel::Dotprod if left >= 2 => dotprod::<2>(strip, blocks, of(x, token, &chunk), first),
-                Kernel::Dotprod => dotprod::<1>(strip, blocks, of(x, token, &chunk), first),
-                Kernel::I8mm if left >= 5 => i8mm::tile::<3>(strip, blocks, pairs(x, token, &chunk), first),
-                Kernel::I8mm if left >= 3 => i8mm::tile::<2>(strip, blocks, pairs(x, token, &chunk), first),
-                Kernel::I8mm => i8mm::tile::<1>(strip, blocks, pairs(x, token, &chunk), first),
+                Kernel::Dotprod if left > 4 => {
+                    dotprod::tile::<8>(strip, blocks, of(x, token, &chunk), first);
+                    8
+                }
+                Kernel::Dotprod => {
+                    dotprod::tile::<4>(strip, blocks, of(x, token, &chunk), first);
+                    4
+                }
+                Kernel::I8mm if left > 4 => {
+                    i8mm::tile::<4>(strip, blocks, pairs(x, token, &chunk), first);
+                    8
+                }
+                Kernel::I8mm => {
+                    i8mm::tile::<2>(strip, blocks, pairs(x, token, &chunk), first);
+                    4
+                }
                 Kernel::Sve32 | Kernel::Sve64 if left >= 5 => {
                     sve::tile::<3>(kernel, strip, blocks, pairs(x, token, &chunk), [first, second])
                 }
@@ -140,22 +166,23 @@ unsafe fn multiply_strip(
     }
 }
 
-/// A chunk of the words of `N` tokens.
+/// A chunk of the words of `N` tokens; where there are fewer, of the last one.
 #[inline(always)]
 fn of<'a, const N: usize>(x: &Activations<'a>, token: usize, chunk: &Range<usize>) -> [&'a [i16]; N] {
     let mut words = [&[][..]; N];
     for (i, words) in words.iter_mut().enumerate() {
-        *words = &x.words(token + i)[chunk.start * BLOCK..chunk.end * BLOCK];
+        *words = &x.words((token + i).min(x.tokens() - 1))[chunk.start * BLOCK..chunk.end * BLOCK];
     }
     words
 }
 
-/// A chunk of the words of `N` pairs of tokens.
+/// A chunk of the words of `N` pairs of tokens; where there are fewer, of the last one.
 #[inline(always)]
 fn pairs<'a, const N: usize>(x: &Activations<'a>, token: usize, chunk: &Range<usize>) -> [&'a [i16]; N] {
     let mut words = [&[][..]; N];
     for (i, words) in words.iter_mut().enumerate() {
-        *words = &x.words(token + 2 * i)[chunk.start * 2 * BLOCK..chunk.end * 2 * BLOCK];
+        *words = &x.words((token + 2 * i).min((x.tokens() - 1) / 2 * 2))
+            [chunk.start * 2 * BLOCK..chunk.end * 2 * BLOCK];
     }
     words
 }
@@ -333,34 +360,6 @@ pub(crate) fn write<const T: usize>(tile: &Tile<T>, sums: &mut [[i64; GROUP]], h
             vst1q_s64(sums[2..].as_mut_ptr(), tile[1]);
         }
     }
-}
-
-/// `T` tokens with `FEAT_DotProd`; answers how many.
-///
-/// # Safety
-/// The CPU has it.
-unsafe fn dotprod<const T: usize>(
-    strip: &Strip,
-    blocks: usize,
-    x: [&[i16]; T],
-    sums: &mut [[i64; GROUP]],
-) -> usize {
-    let x = x.map(|x| &x.as_chunks::<BLOCK>().0[..blocks]);
-    for half in 0..2 {
-        let mut tile = read::<T>(sums, half);
-        for (b, (weights, scales)) in strip.weights.iter().zip(&strip.scales).take(blocks).enumerate() {
-            let weights = four_rows(&weights[half * NIBBLES..]);
-            // SAFETY: the load is of 4 scales; the caller promises the rest.
-            unsafe {
-                let scales = vld1q_s32(scales[half * HALF..][..HALF].as_ptr());
-                for (tile, x) in tile.iter_mut().zip(x) {
-                    scale_half(tile, scales, four_dots(&weights, &planes(&x[b])));
-                }
-            }
-        }
-        write(&tile, sums, half);
-    }
-    T
 }
 
 /// `T` tokens on Armv8.0-A; answers how many.

@@ -1,9 +1,10 @@
-//! One token with `FEAT_DotProd`: four columns of four rows an instruction.
+//! `FEAT_DotProd`: four columns of four rows an instruction. One token, and tiles of many.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use crate::format::{BLOCK, Format, GROUP, NIBBLES, OCTETS, SCALES};
+use crate::batch::Strip;
+use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
 use crate::matrix::Group;
 use crate::neon::{FOURS, RowSums, Weights, minima, no_rows, scale, store};
 
@@ -273,4 +274,98 @@ unsafe fn sdot<const LANE: usize>(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t
         );
     }
     sum
+}
+
+/// Four rows and some tokens: for each, its mantissas, the registers of its sums, and the bytes from `$sums` to them.
+macro_rules! tile {
+    ($weights:ident, $scales:ident, $blocks:ident, $sums:ident,
+     $($x:ident $words:expr, $low:literal, $high:literal, $low_q:literal, $high_q:literal, $at:literal);+) => {
+        asm!(
+            ".arch_extension dotprod",
+            $(concat!("ldp ", $low_q, ", ", $high_q, ", [{sums}, #", $at, "]"),)+
+            "2:",
+            "ldp q0, q1, [{weights}]",
+            "ldp q2, q3, [{weights}, #32]",
+            "ldp q4, q5, [{weights}, #64]",
+            "ldp q6, q7, [{weights}, #96]",
+            "add {weights}, {weights}, {weights_stride}",
+            "ldr q13, [{scales}], {scales_stride}",
+            $(
+                concat!("ldp q8, q9, [{", stringify!($x), "}], #32"),
+                concat!("ldp q10, q11, [{", stringify!($x), "}], #32"),
+                "movi v12.2d, #0",
+                plane!("v8", "v9"),
+                "shl v12.4s, v12.4s, #8",
+                plane!("v10", "v11"),
+                concat!("smlal ", $low, ".2d, v13.2s, v12.2s"),
+                concat!("smlal2 ", $high, ".2d, v13.4s, v12.4s"),
+            )+
+            "subs {blocks}, {blocks}, #1",
+            "b.ne 2b",
+            $(concat!("stp ", $low_q, ", ", $high_q, ", [{sums}, #", $at, "]"),)+
+            weights = inout(reg) $weights => _, scales = inout(reg) $scales => _, blocks = inout(reg) $blocks => _,
+            sums = in(reg) $sums, $($x = inout(reg) $words => _,)+
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
+            out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
+            out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _,
+            out("v30") _, out("v31") _,
+            weights_stride = const Strip::WEIGHTS_STRIDE, scales_stride = const Strip::SCALES_STRIDE,
+            options(nostack)
+        )
+    };
+}
+
+/// Adds the products of one plane of a block, in two registers, with four rows in v0 to v7 to v12.
+macro_rules! plane {
+    ($first:literal, $second:literal) => {
+        concat!(
+            plane!(@ "v0", $first, 0), plane!(@ "v1", $first, 1), plane!(@ "v2", $first, 2), plane!(@ "v3", $first, 3),
+            plane!(@ "v4", $second, 0), plane!(@ "v5", $second, 1), plane!(@ "v6", $second, 2), plane!(@ "v7", $second, 3)
+        )
+    };
+    (@ $w:literal, $x:literal, $lane:literal) => {
+        concat!("sdot v12.4s, ", $w, ".16b, ", $x, ".4b[", $lane, "]\n")
+    };
+}
+
+/// Adds the products of a strip with eight or four tokens. In one piece, as the compiler would keep the sums in memory: those
+/// of four rows and eight tokens are in v16 to v31, the rows' weights in v0 to v7.
+///
+/// # Safety
+/// The CPU has `FEAT_DotProd`.
+pub(crate) unsafe fn tile<const T: usize>(
+    strip: &Strip,
+    blocks: usize,
+    x: [&[i16]; T],
+    sums: &mut [[i64; GROUP]],
+) {
+    const { assert!(T == 4 || T == 8) };
+    let sums = &mut sums[..T];
+    assert!(blocks > 0 && blocks <= strip.weights.len(), "a chunk of a strip");
+    let x = x.map(|x| x[..blocks * BLOCK].as_ptr());
+    for half in 0..2 {
+        let (weights, scales) = strip.half(half);
+        // SAFETY: inside the first token's.
+        let sums = unsafe { sums.as_mut_ptr().cast::<i64>().add(half * HALF) };
+        // SAFETY: the strip has that many blocks, and so has each token; the sums are of `T` tokens; the caller promises the
+        // instructions.
+        unsafe {
+            if T == 8 {
+                tile!(
+                    weights, scales, blocks, sums,
+                    x0 x[0], "v16", "v17", "q16", "q17", 0; x1 x[1], "v18", "v19", "q18", "q19", 64;
+                    x2 x[2], "v20", "v21", "q20", "q21", 128; x3 x[3], "v22", "v23", "q22", "q23", 192;
+                    x4 x[T - 4], "v24", "v25", "q24", "q25", 256; x5 x[T - 3], "v26", "v27", "q26", "q27", 320;
+                    x6 x[T - 2], "v28", "v29", "q28", "q29", 384; x7 x[T - 1], "v30", "v31", "q30", "q31", 448
+                );
+            } else {
+                tile!(
+                    weights, scales, blocks, sums,
+                    x0 x[0], "v16", "v17", "q16", "q17", 0; x1 x[1], "v18", "v19", "q18", "q19", 64;
+                    x2 x[2], "v20", "v21", "q20", "q21", 128; x3 x[3], "v22", "v23", "q22", "q23", 192
+                );
+            }
+        }
+    }
 }

@@ -1,18 +1,89 @@
 //! Many tokens with `FEAT_I8MM`: 8 columns of two rows and two tokens an instruction.
 
-use core::arch::aarch64::*;
 use core::arch::asm;
 
-use crate::batch::{Strip, read, write};
+use crate::batch::Strip;
 use crate::format::{BLOCK, GROUP, HALF};
-use crate::neon::load;
 
-/// Mantissas of a block of a pair of tokens: 4 x 8 columns of `h`, then of `l`.
-type Pair = [i16; 2 * BLOCK];
-/// Eights of columns in a block.
-const EIGHTS: usize = BLOCK / 8;
+/// Adds the products of one plane of a block of a pair of tokens, 64 bytes, with four rows in v0 to v7 to v10 and v11.
+macro_rules! plane {
+    ($x:ident) => {
+        concat!(
+            plane!(@ $x, "v0", "v1", "v2", "v3"), plane!(@ $x, "v4", "v5", "v6", "v7")
+        )
+    };
+    (@ $x:ident, $a:literal, $b:literal, $c:literal, $d:literal) => {
+        concat!(
+            "ldp q8, q9, [{", stringify!($x), "}], #32\n",
+            "smmla v10.4s, ", $a, ".16b, v8.16b\n",
+            "smmla v11.4s, ", $b, ".16b, v8.16b\n",
+            "smmla v10.4s, ", $c, ".16b, v9.16b\n",
+            "smmla v11.4s, ", $d, ".16b, v9.16b\n"
+        )
+    };
+}
 
-/// Adds the products of a strip's first group with `P` pairs of tokens; answers how many tokens.
+/// Four rows and some pairs of tokens: for each, its mantissas, the bytes from `$sums` to its sums, and registers for those of
+/// each row. In one piece, as the compiler would keep the sums in memory. The weights are in v0 to v7, a pair of rows in even
+/// ones and the other in odd ones.
+macro_rules! tile {
+    ($weights:ident, $scales:ident, $blocks:ident, $sums:ident,
+     $($x:ident $words:expr, $at:literal, $a:literal, $b:literal, $c:literal, $d:literal);+) => {
+        asm!(
+            ".arch_extension i8mm",
+            $(
+                concat!("add {at}, {sums}, #", $at),
+                "ldp q10, q11, [{at}]",
+                "ldp q12, q13, [{at}, #64]",
+                concat!("zip1 ", $a, ".2d, v10.2d, v12.2d"),
+                concat!("zip2 ", $b, ".2d, v10.2d, v12.2d"),
+                concat!("zip1 ", $c, ".2d, v11.2d, v13.2d"),
+                concat!("zip2 ", $d, ".2d, v11.2d, v13.2d"),
+            )+
+            "2:",
+            "ldp q0, q1, [{weights}]",
+            "ldp q2, q3, [{weights}, #64]",
+            "ldp q4, q5, [{weights}, #128]",
+            "ldp q6, q7, [{weights}, #192]",
+            "add {weights}, {weights}, {weights_stride}",
+            "ldp q12, q13, [{scales}], {scales_stride}",
+            $(
+                "movi v10.2d, #0",
+                "movi v11.2d, #0",
+                plane!($x),
+                "shl v10.4s, v10.4s, #8",
+                "shl v11.4s, v11.4s, #8",
+                plane!($x),
+                concat!("smlal ", $a, ".2d, v12.2s, v10.2s"),
+                concat!("smlal2 ", $b, ".2d, v12.4s, v10.4s"),
+                concat!("smlal ", $c, ".2d, v13.2s, v11.2s"),
+                concat!("smlal2 ", $d, ".2d, v13.4s, v11.4s"),
+            )+
+            "subs {blocks}, {blocks}, #1",
+            "b.ne 2b",
+            $(
+                concat!("add {at}, {sums}, #", $at),
+                concat!("zip1 v10.2d, ", $a, ".2d, ", $b, ".2d"),
+                concat!("zip1 v11.2d, ", $c, ".2d, ", $d, ".2d"),
+                concat!("zip2 v12.2d, ", $a, ".2d, ", $b, ".2d"),
+                concat!("zip2 v13.2d, ", $c, ".2d, ", $d, ".2d"),
+                "stp q10, q11, [{at}]",
+                "stp q12, q13, [{at}, #64]",
+            )+
+            weights = inout(reg) $weights => _, scales = inout(reg) $scales => _, blocks = inout(reg) $blocks => _,
+            sums = in(reg) $sums, at = out(reg) _, $($x = inout(reg) $words => _,)+
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
+            out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
+            out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _,
+            out("v30") _, out("v31") _,
+            weights_stride = const Strip::WEIGHTS_STRIDE, scales_stride = const Strip::SCALES_STRIDE,
+            options(nostack)
+        )
+    };
+}
+
+/// Adds the products of a strip's first group with four or two pairs of tokens.
 ///
 /// # Safety
 /// The CPU has `FEAT_I8MM`.
@@ -21,98 +92,33 @@ pub(crate) unsafe fn tile<const P: usize>(
     blocks: usize,
     x: [&[i16]; P],
     sums: &mut [[i64; GROUP]],
-) -> usize {
-    let x = x.map(|x| &x.as_chunks::<{ 2 * BLOCK }>().0[..blocks]);
-    let (pairs, _) = sums.as_chunks_mut::<2>();
-    let pairs: &mut [_; P] = pairs.first_chunk_mut().expect("room for pairs of tokens");
-    for half in 0..2 {
-        let mut out = [by_row(read::<2>(&pairs[0], half)); P];
-        for (out, pair) in out.iter_mut().zip(&*pairs) {
-            *out = by_row(read::<2>(pair, half));
-        }
-        // SAFETY: the caller's promise.
-        unsafe { four_rows(strip, half, blocks, x, &mut out) };
-        for (pair, out) in pairs.iter_mut().zip(out) {
-            write(&by_token(out), pair, half);
-        }
-    }
-    2 * P
-}
-
-/// Sums of four rows and two tokens: for each two rows, for each row, both tokens.
-type Rows = [[int64x2_t; 2]; 2];
-
-/// From tokens of four rows to rows of two tokens.
-#[inline(always)]
-fn by_row([[a, b], [c, d]]: [[int64x2_t; 2]; 2]) -> Rows {
-    // SAFETY: every AArch64 target of this crate has NEON.
-    unsafe { [[vzip1q_s64(a, c), vzip2q_s64(a, c)], [vzip1q_s64(b, d), vzip2q_s64(b, d)]] }
-}
-
-/// And back.
-#[inline(always)]
-fn by_token([[a, b], [c, d]]: Rows) -> [[int64x2_t; 2]; 2] {
-    // SAFETY: NEON is there.
-    unsafe { [[vzip1q_s64(a, b), vzip1q_s64(c, d)], [vzip2q_s64(a, b), vzip2q_s64(c, d)]] }
-}
-
-/// Adds the products of rows `4 * half ..`.
-#[inline(always)]
-unsafe fn four_rows<const P: usize>(
-    strip: &Strip,
-    half: usize,
-    blocks: usize,
-    x: [&[Pair]; P],
-    out: &mut [Rows; P],
 ) {
-    for (b, (weights, scales)) in strip.weights.iter().zip(&strip.scales).take(blocks).enumerate() {
-        let weights: [_; EIGHTS] = core::array::from_fn(|i| {
-            let at = 2 * BLOCK * i + BLOCK * half;
-            [load(weights, at), load(weights, at + 16)]
-        });
-        // SAFETY: NEON is there, the caller promises the rest; the loads are of 4 scales.
+    const { assert!(P == 2 || P == 4) };
+    let sums = &mut sums[..2 * P];
+    assert!(blocks > 0 && blocks <= strip.weights.len(), "a chunk of a strip");
+    let x = x.map(|x| x[..blocks * 2 * BLOCK].as_ptr());
+    for half in 0..2 {
+        let (weights, scales) = strip.half_in_pairs(half);
+        // SAFETY: inside the first token's.
+        let sums = unsafe { sums.as_mut_ptr().cast::<i64>().add(half * HALF) };
+        // SAFETY: the strip has that many blocks, and so has each pair; the sums are of `P` pairs; the caller promises the
+        // instructions.
         unsafe {
-            let mut s = [[vdupq_n_s32(0); 2]; P];
-            for (s, x) in s.iter_mut().zip(x) {
-                eights(s, &weights, &x[b], 0);
-                *s = [vshlq_n_s32::<8>(s[0]), vshlq_n_s32::<8>(s[1])];
-                eights(s, &weights, &x[b], EIGHTS);
-            }
-            let scales: &[i32; 2 * HALF] =
-                scales[2 * HALF * half..].first_chunk().expect("scales of both halves");
-            let scales = [vld1q_s32(scales.as_ptr()), vld1q_s32(scales[4..].as_ptr())];
-            for (out, s) in out.iter_mut().zip(s) {
-                for ((out, s), scales) in out.iter_mut().zip(s).zip(scales) {
-                    crate::neon::scale_half(out, scales, s);
-                }
+            if P == 4 {
+                tile!(
+                    weights, scales, blocks, sums,
+                    x0 x[0], 0, "v16", "v17", "v18", "v19";
+                    x1 x[1], 128, "v20", "v21", "v22", "v23";
+                    x2 x[P - 2], 256, "v24", "v25", "v26", "v27";
+                    x3 x[P - 1], 384, "v28", "v29", "v30", "v31"
+                );
+            } else {
+                tile!(
+                    weights, scales, blocks, sums,
+                    x0 x[0], 0, "v16", "v17", "v18", "v19";
+                    x1 x[1], 128, "v20", "v21", "v22", "v23"
+                );
             }
         }
     }
-}
-
-/// Adds the products of one plane of a pair of tokens, `first` being its first eight columns.
-#[inline(always)]
-unsafe fn eights(s: &mut [int32x4_t; 2], weights: &[[int8x16_t; 2]; EIGHTS], x: &Pair, first: usize) {
-    for (i, [w0, w1]) in weights.iter().enumerate() {
-        // SAFETY: the load is of 8 elements of `x`; NEON is there, the caller promises the rest.
-        unsafe {
-            let x = vreinterpretq_s8_s16(vld1q_s16(x[8 * (first + i)..][..8].as_ptr()));
-            s[0] = smmla(s[0], *w0, x);
-            s[1] = smmla(s[1], *w1, x);
-        }
-    }
-}
-
-/// SMMLA: adds to the 2 x 2 lanes the products of the two rows of 8 in `a` and in `b`.
-#[inline(always)]
-unsafe fn smmla(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: the instruction only touches registers, and the caller promises that the CPU has it.
-    unsafe {
-        asm!(
-            ".arch_extension i8mm", "smmla {sum:v}.4s, {a:v}.16b, {b:v}.16b",
-            sum = inout(vreg) sum, a = in(vreg) a, b = in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    sum
 }
