@@ -118,21 +118,47 @@ pub enum Arrival {
     SecureWorld,
 }
 
+/// Where the place of each core is kept: a byte that all cores read and change.
+pub trait Places {
+    /// A core's byte.
+    fn load(&self, core: usize) -> u8;
+
+    /// Changes it if it is `from`. Whether it was.
+    fn exchange(&self, core: usize, from: u8, to: u8) -> bool;
+}
+
+impl Places for [AtomicU8; MAX_CORES] {
+    fn load(&self, core: usize) -> u8 {
+        self[core].load(Ordering::Acquire)
+    }
+
+    fn exchange(&self, core: usize, from: u8, to: u8) -> bool {
+        self[core].compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
 /// All cores.
 #[derive(Debug)]
-pub struct Cores<C> {
+pub struct Cores<C, P = [AtomicU8; MAX_CORES]> {
     control: C,
-    places: [AtomicU8; MAX_CORES],
+    places: P,
 }
 
 impl<C: CoreControl> Cores<C> {
     /// All cores belong to the normal world.
     pub const fn new(control: C) -> Self {
-        Self { control, places: [const { AtomicU8::new(Place::Owned as u8) }; MAX_CORES] }
+        Self::with_places(control, [const { AtomicU8::new(Place::Owned as u8) }; MAX_CORES])
+    }
+}
+
+impl<C: CoreControl, P: Places> Cores<C, P> {
+    /// With bytes that are kept elsewhere. A zero says that the core belongs to the normal world.
+    pub const fn with_places(control: C, places: P) -> Self {
+        Self { control, places }
     }
 
     fn place(&self, core: usize) -> Place {
-        match self.places[core].load(Ordering::Acquire) {
+        match self.places.load(core) {
             0 => Place::Owned,
             1 => Place::Asked,
             2 => Place::Coming,
@@ -143,8 +169,7 @@ impl<C: CoreControl> Cores<C> {
 
     /// One step of a core's way. Whether it was where it was thought to be.
     fn step(&self, core: usize, from: Place, to: Place) -> bool {
-        let (from, to) = (from as u8, to as u8);
-        self.places[core].compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.places.exchange(core, from as u8, to as u8)
     }
 
     /// `CORE_LEND`. `entry` has been proven to be the normal world's.
