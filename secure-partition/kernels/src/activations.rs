@@ -184,7 +184,10 @@ pub fn quantize(
     let bits = 64 - magnitude.leading_zeros().cast_signed();
     // 15 bits are kept. Shifting left by as much as 14 cannot overflow: there are fewer than 15 bits then.
     let shift = bits - 15;
-    let shift = if magnitude > largest(shift) { shift + 1 } else { shift };
+    // `magnitude` has the bits of all: it may be too large where no value is.
+    let most = largest(shift);
+    let beyond = magnitude > most && values.iter().any(|v| v.unsigned_abs() > most);
+    let shift = if beyond { shift + 1 } else { shift };
     let blocks = cols / BLOCK;
     let first = match layout {
         Layout::Pairs => token / 2 * 2 * cols,
@@ -298,7 +301,7 @@ mod tests {
         let values: [i64; 32] = core::array::from_fn(|i| (i as i64 - 16) * 1024 + [0, 127, 128, -129][i % 4]);
         let mut sums = [0; 2];
         let mut words = [0; 32];
-        assert_eq!(quantize(Layout::Words, 0, &values, 3, &mut words, &mut sums), 2);
+        assert_eq!(quantize(Layout::Words, 0, &values, 3, &mut words, &mut sums), 3);
         assert_eq!(join_sum(sums[0]), words.iter().map(|&w| i32::from(w)).sum::<i32>());
         for order in [Order::V16, Order::V32, Order::V64] {
             let mut planes = [0; 32];
@@ -354,6 +357,18 @@ mod tests {
                 assert_eq!(mantissa, value << exponent);
             }
         }
+    }
+
+    #[test]
+    fn only_the_largest_value_decides_the_exponent() {
+        let (mut words, mut sums) = ([0; 32], [0; 1]);
+        // Together they have all bits; neither is more than MANTISSA_MAX.
+        let mut values = [0; 32];
+        (values[0], values[1]) = (0x5555, -0x2aaa);
+        assert_eq!(quantize(Layout::Words, 0, &values, 0, &mut words, &mut sums), 0);
+        assert_eq!(words[..2], [0x5555, -0x2aaa]);
+        values[2] = MANTISSA_MAX + 1;
+        assert_eq!(quantize(Layout::Words, 0, &values, 0, &mut words, &mut sums), -1);
     }
 
     #[test]
