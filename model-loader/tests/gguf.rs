@@ -44,11 +44,11 @@ fn request(prompt: &str) -> Request {
 #[test]
 fn every_type_is_packed_and_runs() {
     let formats = [
-        (F16, Format::W12),
+        (F16, Format::W16),
         (Q4_0, Format::Q4Min),
         (Q4_1, Format::Q4Min),
         (Q8_0, Format::Q8),
-        (F32, Format::W12),
+        (F32, Format::W16),
     ];
     for (ggml_type, format) in formats {
         let file = packed(&Draft::sound(ggml_type).bytes()).unwrap();

@@ -14,7 +14,7 @@ use std::thread::yield_now as mark;
 /// The matrix of the feed-forward network of SmolLM2-135M.
 const ROWS: usize = 1536;
 const COLS: usize = 576;
-const KERNELS: [(&str, Format); 3] = [("q4", Format::Q4Min), ("q8", Format::Q8), ("w12", Format::W12)];
+const KERNELS: [(&str, Format); 2] = [("q4", Format::Q4Min), ("q8", Format::Q8)];
 const SHAPES: [(&str, usize); 2] = [("gemv", 1), ("gemm128", 128)];
 
 fn main() {

@@ -82,6 +82,8 @@ pub struct Activations<'a> {
     /// (tokens)
     exponents: &'a [i32],
     cols: usize,
+    /// Columns of a token in memory.
+    stride: usize,
 }
 
 impl<'a> Activations<'a> {
@@ -95,7 +97,17 @@ impl<'a> Activations<'a> {
         assert!(cols.is_multiple_of(BLOCK), "columns are whole blocks");
         let tokens = exponents.len();
         let words = &words[..layout.words(tokens, cols)];
-        Self { layout, words, sums: &sums[..tokens * cols / BLOCK], exponents, cols }
+        Self { layout, words, sums: &sums[..tokens * cols / BLOCK], exponents, cols, stride: cols }
+    }
+
+    /// Only the first columns of each token.
+    ///
+    /// # Panics
+    /// If there are fewer, or they are not whole blocks.
+    #[must_use]
+    pub fn first(&self, cols: usize) -> Self {
+        assert!(cols <= self.cols && cols.is_multiple_of(BLOCK), "columns are x's, and whole blocks");
+        Self { cols, ..*self }
     }
 
     /// How they lie in memory.
@@ -119,15 +131,14 @@ impl<'a> Activations<'a> {
     /// Words of one token; in [`Layout::Pairs`], of it and the next.
     #[inline]
     pub(crate) fn words(&self, token: usize) -> &'a [i16] {
-        &self.words[self.layout.words(token, self.cols)..]
+        &self.words[self.layout.words(token, self.stride)..]
             [..self.layout.words(if self.layout == Layout::Pairs { 2 } else { 1 }, self.cols)]
     }
 
     /// Block sums of one token.
     #[inline]
     pub(crate) fn sums(&self, token: usize) -> &'a [i32] {
-        let blocks = self.cols / BLOCK;
-        &self.sums[token * blocks..][..blocks]
+        &self.sums[token * self.stride / BLOCK..][..self.cols / BLOCK]
     }
 
     /// Exponent of one token.

@@ -2,20 +2,25 @@
 //!
 //! | what | numbers |
 //! |---|---|
-//! | mantissas of queries, keys, values | at most [`MANTISSA_MAX`]: 8191^2 * 32 < 2^31 |
+//! | mantissas of queries and keys | at most [`KEY_MAX`]: 16383^2 * 8 < 2^31 |
+//! | mantissas of values | at most [`VALUE_MAX`] |
 //! | scores | Q15.16, within +-2^13, so that differences fit |
-//! | softmax weights | Q2.30; for the mixture at most 2^14 under one exponent: 16 * 2^14 * 8191 < 2^31 |
+//! | softmax weights | Q2.30; for the mixture at most [`WEIGHT_MAX`] under one exponent: 32767 * 8191 * 8 < 2^31 |
 //!
 //! Each has a twin for Armv8.0-A that gives the same bits.
 
 use crate::matmul::scale;
 
-/// Largest magnitude of a mantissa: 32 products of two of them fit i32 (8191^2 * 32 < 2^31).
-pub const MANTISSA_MAX: i64 = 8191;
-/// Products that are summed in i32 before they are added up in i64.
-const CHUNK: usize = 32;
+/// Largest magnitude of a mantissa of queries and keys.
+pub const KEY_MAX: i32 = (1 << 14) - 1;
+/// Largest magnitude of a mantissa of values.
+pub const VALUE_MAX: i32 = (1 << 13) - 1;
+/// Largest weight of a mixture.
+const WEIGHT_MAX: i64 = (1 << 15) - 1;
+/// Products of queries and keys that are summed in i32 before they are added up in i64.
+const CHUNK: usize = 8;
 /// Positions whose weighted values are summed in i32.
-pub(crate) const POSITIONS: usize = 16;
+pub(crate) const POSITIONS: usize = 8;
 /// Dimensions that [`mix`] takes at once.
 pub const DIMENSIONS: usize = 32;
 /// Largest magnitude of a score.
@@ -117,26 +122,27 @@ pub(crate) fn soften_plain(scores: &mut [i32], largest: i32) -> i64 {
     sum
 }
 
-/// Folds the values' exponents into the softmax weights: `weights[j] * 2^(top - 14)` is `scores[j] * 2^-exponent[j]`,
-/// `top` is answered, and the largest weight is in 2^13..=2^14.
+/// Folds the values' exponents into the softmax weights: `weights[j] * 2^(top - 15)` is `scores[j] * 2^-exponent[j]`,
+/// `top` is answered, and the largest weight is 2^14 or more.
 pub fn spread(exponents: &[i16], scores: &[i32], weights: &mut [i16]) -> i32 {
     let bits = |score: i32| 32 - score.leading_zeros().cast_signed();
     let tops = scores.iter().zip(exponents).filter(|(score, _)| **score != 0);
     let top = tops.map(|(&score, &exponent)| bits(score) - i32::from(exponent)).max().unwrap_or(0);
     for ((weight, &score), &exponent) in weights.iter_mut().zip(scores).zip(exponents) {
-        *weight = weight_of(score, (top - 14) + i32::from(exponent));
+        *weight = weight_of(score, (top - 15) + i32::from(exponent));
     }
     top
 }
 
-/// `score * 2^-shift`, rounded; at most 2^14. Branchless where it can be.
+/// `score * 2^-shift`, rounded; at most [`WEIGHT_MAX`]. Branchless where it can be.
 #[inline]
 fn weight_of(score: i32, shift: i32) -> i16 {
-    if (1..=62).contains(&shift) {
-        ((i64::from(score) + (1 << (shift - 1))) >> shift) as i16
+    let weight = if (1..=62).contains(&shift) {
+        (i64::from(score) + (1 << (shift - 1))) >> shift
     } else {
-        scale(i64::from(score), shift) as i16
-    }
+        scale(i64::from(score), shift)
+    };
+    weight.min(WEIGHT_MAX) as i16
 }
 
 /// Sums of the weighted values of [`DIMENSIONS`] dimensions from `first` on. `values` are (positions, `head_dim`).

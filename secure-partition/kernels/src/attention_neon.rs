@@ -4,7 +4,7 @@ use core::arch::aarch64::*;
 
 use crate::attention::{DIMENSIONS, EXP2, LN_2, ONE, POSITIONS};
 
-/// Dimensions whose products fit i32 in four lanes: 16 * 8191^2 < 2^31.
+/// Dimensions whose products fit i32 in eight lanes: 8 * 16383^2 < 2^31.
 const CHUNK: usize = 64;
 
 /// Dot product of mantissas. `None` if there are no whole chunks.
@@ -15,13 +15,13 @@ pub(crate) fn dot(a: &[i16], b: &[i16]) -> Option<i64> {
     for (a, b) in a.iter().zip(b.as_chunks::<CHUNK>().0) {
         // SAFETY: every AArch64 target of this crate has NEON; the loads are of 8 elements inside `a` and `b`.
         unsafe {
-            let mut lanes = vdupq_n_s32(0);
+            let mut lanes = [vdupq_n_s32(0); 2];
             for at in (0..CHUNK).step_by(8) {
                 let (a, b) = (vld1q_s16(a.as_ptr().add(at)), vld1q_s16(b.as_ptr().add(at)));
-                lanes = vmlal_s16(lanes, vget_low_s16(a), vget_low_s16(b));
-                lanes = vmlal_high_s16(lanes, a, b);
+                lanes[0] = vmlal_s16(lanes[0], vget_low_s16(a), vget_low_s16(b));
+                lanes[1] = vmlal_high_s16(lanes[1], a, b);
             }
-            sum += vaddlvq_s32(lanes);
+            sum += vaddvq_s64(vpadalq_s32(vpaddlq_s32(lanes[0]), lanes[1]));
         }
     }
     Some(sum)
@@ -111,7 +111,7 @@ pub(crate) fn mix(weights: &[i16], values: &[i16], head_dim: usize, first: usize
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attention;
+    use crate::attention::{self, KEY_MAX, VALUE_MAX};
     use std::vec::Vec;
 
     #[test]
@@ -132,16 +132,18 @@ mod tests {
         let noise = |count: usize, step: u64| -> Vec<i16> {
             (0..count as u64).map(|i| ((i * i * step + i * 977) % 16_383) as i16 - 8191).collect()
         };
-        for (a, b) in [(noise(256, 7), noise(256, 13)), (std::vec![8191; 256], std::vec![-8191; 256])] {
+        let (most, least) = (std::vec![KEY_MAX as i16; 256], std::vec![-KEY_MAX as i16; 256]);
+        for (a, b) in [(noise(256, 7), noise(256, 13)), (most, least)] {
             for dims in [64, 128, 256] {
                 assert_eq!(dot(&a[..dims], &b[..dims]), Some(attention::dot(&a[..dims], &b[..dims])));
             }
             assert_eq!(dot(&a[..80], &b[..80]), None);
         }
         for positions in [1, 15, 16, 17, 40] {
-            let weights: Vec<i16> =
-                (0..positions).map(|i| if i % 3 == 0 { 1 << 14 } else { 77 * i }).collect();
-            for values in [noise(positions as usize * 80, 5), std::vec![8191; positions as usize * 80]] {
+            let weights: Vec<i16> = (0..positions).map(|i| if i < 17 { i16::MAX } else { 77 * i }).collect();
+            for values in
+                [noise(positions as usize * 80, 5), std::vec![VALUE_MAX as i16; positions as usize * 80]]
+            {
                 for first in [0, 32, 48] {
                     let plain = attention::mix_plain::<DIMENSIONS>(&weights, &values, 80, first);
                     assert_eq!(mix(&weights, &values, 80, first), plain);

@@ -70,8 +70,7 @@ const fn parts(format: Format) -> &'static [(Part, i32)] {
     match format {
         Format::Q4Min => &[(Part::Nibbles, 16)],
         Format::Q8 => &[(Part::Octets, 1)],
-        Format::W12 => &[(Part::Octets, 16), (Part::Nibbles, 1)],
-        Format::Vector => &[],
+        Format::W16 | Format::Vector => &[],
     }
 }
 

@@ -23,8 +23,7 @@ pub(crate) unsafe fn groups<const G: usize>(
         match groups[0].format {
             Format::Q4Min => typed::<G, false, true>(groups, x, sums),
             Format::Q8 => typed::<G, true, false>(groups, x, sums),
-            Format::W12 => typed::<G, true, true>(groups, x, sums),
-            Format::Vector => [[0; GROUP]; G],
+            Format::W16 | Format::Vector => [[0; GROUP]; G],
         }
     }
 }

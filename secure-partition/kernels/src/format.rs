@@ -9,15 +9,15 @@
 //! | 16 a block | `Q4Min` only: for each block of 32 columns, minimum of each row, 8 x i16 |
 //! | then, for each block of 32 columns: | |
 //! | 16 | scale of each row, 8 x i16 |
-//! | 256 | `Q8` and `W12`: octets of rows 0..4, octets of rows 4..8 |
-//! | 128 | `Q4Min` and `W12`: nibbles, those of rows 0..4 being the high and those of rows 4..8 the low halves of bytes |
+//! | 256 | `Q8`: octets of rows 0..4, octets of rows 4..8 |
+//! | 128 | `Q4Min`: nibbles, those of rows 0..4 being the high and those of rows 4..8 the low halves of bytes |
 //!
 //! and everything is little-endian. The 128 bytes of four rows are, for each 4 columns, for each row, 4 bytes: a vector
 //! of 16 bytes is what one dot-product instruction takes, and what a wider one takes is beside it. With `x[c]` the
 //! activations and all arithmetic exact,
 //!
 //! ```text
-//! S(block) = sum over the block of q[c] * x[c]     q = 16 * nibble (Q4Min), octet (Q8), 16 * octet + nibble (W12)
+//! S(block) = sum over the block of q[c] * x[c]     q = 16 * nibble (Q4Min), octet (Q8)
 //! X(block) = sum over the block of x[c]
 //! y = 2^-shift * sum over blocks of (scale * S + minimum * 128 * X)
 //! ```
@@ -25,6 +25,9 @@
 //! Octets are two's complement. High nibbles are, too: -8..=7. Low nibbles are 0..=15. A byte is thus 16 * high + low, and a
 //! kernel multiplies the whole byte and the low nibble: the difference is the high nibble's product, and it need not be
 //! taken out of the byte.
+//!
+//! `W16` is a `Q8` matrix of twice the columns, multiplied with each token's activations twice over: first come the blocks of
+//! the weights' upper octets, whose scales are 256 times as large, then those of their lower octets. No kernel knows of it.
 
 /// Columns that share a scale.
 pub const BLOCK: usize = 32;
@@ -49,8 +52,8 @@ pub enum Format {
     Q4Min = 2,
     /// Matrix of 8-bit weights (from Q8_0).
     Q8 = 3,
-    /// Matrix of 12-bit weights (from F16, BF16 and F32): the largest of a block becomes +-2039.
-    W12 = 4,
+    /// Matrix of 16-bit weights (from F16, BF16 and F32), as two of 8 bits.
+    W16 = 5,
     /// Vector: an i32 shift, 12 zero bytes, then `cols` x i32; value = i32 * 2^-shift. `rows` is 1.
     Vector = 16,
 }
@@ -60,7 +63,7 @@ pub const VECTOR_HEAD: usize = 16;
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 4] = [Self::Q4Min, Self::Q8, Self::W12, Self::Vector];
+    pub const ALL: [Self; 4] = [Self::Q4Min, Self::Q8, Self::W16, Self::Vector];
 
     /// The number that stands for it in a manifest.
     #[must_use]
@@ -79,9 +82,17 @@ impl Format {
     pub const fn block_bytes(self) -> usize {
         match self {
             Self::Q4Min => SCALES + NIBBLES,
-            Self::Q8 => SCALES + OCTETS,
-            Self::W12 => SCALES + OCTETS + NIBBLES,
+            Self::Q8 | Self::W16 => SCALES + OCTETS,
             Self::Vector => 0,
+        }
+    }
+
+    /// How many blocks there are for 32 columns.
+    #[must_use]
+    pub const fn passes(self) -> usize {
+        match self {
+            Self::W16 => 2,
+            _ => 1,
         }
     }
 
@@ -99,7 +110,7 @@ impl Format {
     pub const fn group_bytes(self, cols: usize) -> usize {
         match self {
             Self::Vector => 0,
-            _ => GROUP_HEAD + cols / BLOCK * (self.minima_bytes() + self.block_bytes()),
+            _ => GROUP_HEAD + cols / BLOCK * self.passes() * (self.minima_bytes() + self.block_bytes()),
         }
     }
 
@@ -114,7 +125,8 @@ impl Format {
             Self::Vector => None,
             _ if !cols.is_multiple_of(BLOCK) => None,
             _ => {
-                let blocks = (cols / BLOCK).checked_mul(self.minima_bytes() + self.block_bytes())?;
+                let block = self.passes() * (self.minima_bytes() + self.block_bytes());
+                let blocks = (cols / BLOCK).checked_mul(block)?;
                 blocks.checked_add(GROUP_HEAD)?.checked_mul(rows.div_ceil(GROUP))
             }
         }
@@ -132,14 +144,14 @@ mod tests {
         }
         assert_eq!(Format::from_id(0), None);
         assert_eq!(Format::from_id(1), None);
-        assert_eq!(Format::from_id(5), None);
+        assert_eq!(Format::from_id(4), None);
     }
 
     #[test]
     fn sizes_follow_the_layout() {
         assert_eq!(Format::Q4Min.packed_bytes(9, 32), Some(2 * (32 + 160)));
         assert_eq!(Format::Q8.packed_bytes(1, 32), Some(32 + 272));
-        assert_eq!(Format::W12.packed_bytes(8, 32), Some(32 + 400));
+        assert_eq!(Format::W16.packed_bytes(8, 32), Some(32 + 2 * 272));
         assert_eq!(Format::Vector.packed_bytes(1, 3), Some(28));
     }
 

@@ -4,9 +4,9 @@
 //!
 //! | sum | bound |
 //! |---|---|
-//! | `S` of a block, i32 | 32 * 32639 * 2056 = 2 147 385 088 < 2^31 (`W12`); 2^27 for others |
+//! | `S` of a block, i32 | 32 * 32639 * 128 < 2^27 |
 //! | `X` of a block, i32 | 32 * 32639 < 2^20 |
-//! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]) of at most 2^15 * 2^31 + 2^15 * 2^27: < 2^59 |
+//! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]) of at most 2^15 * 2^27 + 2^15 * 2^27: < 2^56 |
 //!
 //! Sums are exact, so no order of summation can make a difference.
 
@@ -68,10 +68,10 @@ impl Output<'_> {
 /// y is in Q.`frac`, rounded to nearest, halves up, and saturated.
 ///
 /// # Panics
-/// If the number of columns differs, the activations are not in the layout of `isa`, there are no such groups, or `out` is
+/// If `x` has not [`Matrix::inputs`] columns or more, the activations are not in the layout of `isa`, there are no such groups, or `out` is
 /// shorter than (tokens, rows).
 pub fn matmul(isa: Isa, weights: &Matrix, groups: Range<usize>, x: &Activations, frac: i32, out: Output) {
-    assert_eq!(weights.cols(), x.cols(), "W's columns are x's");
+    let (weights, x) = (&weights.octets(), &x.first(weights.inputs()));
     assert_eq!(isa.layout(x.tokens()), x.layout(), "x was written for these kernels");
     assert!(
         groups.end <= weights.groups() && x.tokens() * weights.rows() <= out.len(),

@@ -2,9 +2,9 @@
 
 use core::ops::Range;
 
-use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
+use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, SCALES};
 
-/// Most columns of a matrix. It bounds every sum of a row, see [`crate::matmul`].
+/// Most columns of a matrix, or twice those of a [`Format::W16`]. It bounds every sum of a row, see [`crate::matmul`].
 pub const MAX_COLS: usize = 1 << 17;
 
 /// The bytes of a packed matrix do not fit its shape, or its format is none of a matrix.
@@ -27,7 +27,7 @@ impl<'a> Matrix<'a> {
     /// [`ShapeError`].
     pub fn new(format: Format, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self, ShapeError> {
         let needed = format.packed_bytes(rows, cols).ok_or(ShapeError)?;
-        if format == Format::Vector || cols > MAX_COLS {
+        if format == Format::Vector || cols > MAX_COLS / format.passes() {
             return Err(ShapeError);
         }
         let bytes = bytes.get(..needed).ok_or(ShapeError)?;
@@ -50,6 +50,18 @@ impl<'a> Matrix<'a> {
     #[must_use]
     pub const fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Columns of the activations that it is multiplied with: [`Self::cols`], or twice as many in [`Format::W16`].
+    #[must_use]
+    pub const fn inputs(&self) -> usize {
+        self.cols * self.format.passes()
+    }
+
+    /// The matrix that kernels multiply: of [`Format::W16`] the [`Format::Q8`] that it is made of.
+    pub(crate) const fn octets(&self) -> Self {
+        let format = if let Format::W16 = self.format { Format::Q8 } else { self.format };
+        Self { format, cols: self.inputs(), ..*self }
     }
 
     /// Groups of [`GROUP`] rows.
@@ -80,20 +92,23 @@ impl<'a> Matrix<'a> {
     }
 
     /// Decodes one row: `each(column, value)`, the value to be multiplied by `2^-shift`; answers the shift. Values are
-    /// below 2^38 in magnitude: `32768 * 2056 + 32768 * 128` at most.
+    /// below 2^24 in magnitude: twice `32768 * 128` at most.
     ///
     /// # Panics
     /// If there is no such row.
     pub fn decode_row(&self, row: usize, mut each: impl FnMut(usize, i64)) -> i32 {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        let group = self.group(row / GROUP);
+        let group = self.octets().group(row / GROUP);
         let lane = row % GROUP;
-        for (b, block) in group.blocks.chunks_exact(self.format.block_bytes()).enumerate() {
-            let scale = half_word(block, lane);
-            let minimum = group.minimum(b, lane);
+        let (bytes, blocks) = (self.format.block_bytes(), self.cols / BLOCK);
+        for b in 0..blocks {
             for c in 0..BLOCK {
-                let q = i64::from(weight(self.format, block, lane, c));
-                each(b * BLOCK + c, i64::from(scale) * q + i64::from(minimum) * 128);
+                let mut value = i64::from(group.minimum(b, lane)) * 128;
+                for block in group.blocks.chunks_exact(bytes).skip(b).step_by(blocks) {
+                    value +=
+                        i64::from(half_word(block, lane)) * i64::from(weight(group.format, block, lane, c));
+                }
+                each(b * BLOCK + c, value);
             }
         }
         row_shift(group.head, lane)
@@ -132,18 +147,17 @@ pub(crate) fn half_word(bytes: &[u8], lane: usize) -> i16 {
     i16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]])
 }
 
-/// The `q` of the format's definition, of row `lane` and column `c` of a block. -2056..=2047.
+/// The `q` of the format's definition, of row `lane` and column `c` of a block. -128..=240.
 pub(crate) fn weight(format: Format, block: &[u8], lane: usize, c: usize) -> i16 {
     let within = c / 4 * 16 + lane % HALF * 4 + c % 4;
     let octet = || i16::from(block[SCALES + lane / HALF * NIBBLES + within].cast_signed());
-    let nibble = |at: usize| {
-        let byte = block[at + within];
+    let nibble = || {
+        let byte = block[SCALES + within];
         if lane < HALF { i16::from(byte.cast_signed() >> 4) } else { i16::from(byte & 15) }
     };
     match format {
-        Format::Q4Min => 16 * nibble(SCALES),
+        Format::Q4Min => 16 * nibble(),
         Format::Q8 => octet(),
-        Format::W12 => 16 * octet() + nibble(SCALES + OCTETS),
-        Format::Vector => 0,
+        Format::W16 | Format::Vector => 0,
     }
 }

@@ -22,8 +22,7 @@ pub(crate) fn group(group: &Group, x: &[i16], sums: &[i32]) -> [i64; GROUP] {
     match group.format {
         Format::Q4Min => typed::<false, true>(group, x, sums),
         Format::Q8 => typed::<true, false>(group, x, sums),
-        Format::W12 => typed::<true, true>(group, x, sums),
-        Format::Vector => [0; GROUP],
+        Format::W16 | Format::Vector => [0; GROUP],
     }
 }
 

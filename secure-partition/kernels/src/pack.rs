@@ -21,8 +21,8 @@ pub enum Source {
     Q8_0,
 }
 
-/// What a block's largest weight becomes in `W12`: 127 octets and a nibble of 7, so that either sign fits.
-const W12_MAX: i16 = 16 * 127 + 7;
+/// The largest weight of a `W16` block: both octets are signed.
+const W16_MAX: f64 = 127.0 * 256.0 + 127.0;
 
 /// Why a tensor cannot be packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Source {
         match self {
             Self::Q4_0 | Self::Q4_1 => Format::Q4Min,
             Self::Q8_0 => Format::Q8,
-            Self::F32 | Self::F16 | Self::Bf16 => Format::W12,
+            Self::F32 | Self::F16 | Self::Bf16 => Format::W16,
         }
     }
 
@@ -89,7 +89,7 @@ pub fn half_to_f32(bits: u16) -> f32 {
 /// One block of one row on its way: integers, and what they are to be multiplied by and shifted up by.
 #[derive(Clone, Copy)]
 struct Block {
-    /// 16 * nibble (0..=15), octet, or 12-bit weight: the `q` of the format, but for nibbles that are to be signed.
+    /// 16 * nibble (0..=15), or octet: the `q` of the format, but for nibbles that are to be signed.
     q: [i16; BLOCK],
     scale: f64,
     minimum: f64,
@@ -105,19 +105,41 @@ fn nibble(bytes: &[u8], i: usize) -> i16 {
     i16::from(nibble) * 16
 }
 
-fn read_block(source: Source, data: &[u8]) -> Block {
-    let from_floats = |read: &dyn Fn(usize) -> f32| {
-        let values: [f64; BLOCK] = core::array::from_fn(|i| f64::from(read(i)));
-        // What is not finite is found by whoever looks at the scale.
-        let largest = largest(values.into_iter()).unwrap_or(f64::INFINITY);
-        let scale = largest / f64::from(W12_MAX);
-        let q = values.map(|v| if largest > 0.0 { (v / scale).round() as i16 } else { 0 });
-        Block { q, scale, minimum: 0.0 }
-    };
+/// The blocks of a row of numbers; of floats, those of the upper octets and then those of the lower ones.
+fn read_row(source: Source, data: &[u8]) -> Vec<Block> {
     match source {
-        Source::F32 => from_floats(&|i| f32::from_le_bytes(core::array::from_fn(|byte| data[4 * i + byte]))),
-        Source::F16 => from_floats(&|i| half_to_f32(u16::from_le_bytes([data[2 * i], data[2 * i + 1]]))),
-        Source::Bf16 => from_floats(&|i| f32::from_le_bytes([0, 0, data[2 * i], data[2 * i + 1]])),
+        Source::F32 => halves(data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
+        Source::F16 => halves(data.as_chunks().0.iter().map(|&bytes| half_to_f32(u16::from_le_bytes(bytes)))),
+        Source::Bf16 => halves(data.as_chunks().0.iter().map(|&[a, b]| f32::from_le_bytes([0, 0, a, b]))),
+        _ => data.chunks_exact(source.block_bytes()).map(|block| read_block(source, block)).collect(),
+    }
+}
+
+/// Numbers as integers of 16 bits, under scales of 7 bits: with 256 times that, those of the upper octets have 15.
+fn halves(values: impl Iterator<Item = f32>) -> Vec<Block> {
+    let values: Vec<f64> = values.map(f64::from).collect();
+    let blocks = values.as_chunks::<BLOCK>().0;
+    // What is not finite is found by whoever looks at the scales.
+    let scale = |block: &[f64]| largest(block.iter().copied()).map_or(f64::INFINITY, |l| l / W16_MAX);
+    let shift = shift_for(scale(&values), 7);
+    let shift = if scale(&values) * 2f64.powi(shift) > 127.0 { shift - 1 } else { shift };
+    let split = |upper: bool| {
+        blocks.iter().map(move |block| {
+            // Rounded up, so that 16 bits are enough.
+            let mantissa = (scale(block) * 2f64.powi(shift)).ceil().max(1.0);
+            let unit = mantissa * 2f64.powi(-shift);
+            let q = block.map(|value| (value / unit).round() as i16);
+            let high = q.map(|q| ((i32::from(q) + 128) >> 8) as i16);
+            let low: [i16; BLOCK] = core::array::from_fn(|i| q[i] - 256 * high[i]);
+            let (q, scale) = if upper { (high, 256.0 * unit) } else { (low, unit) };
+            Block { q, scale, minimum: 0.0 }
+        })
+    };
+    split(true).chain(split(false)).collect()
+}
+
+fn read_block(source: Source, data: &[u8]) -> Block {
+    match source {
         Source::Q4_0 => Block {
             q: core::array::from_fn(|i| nibble(&data[2..], i)),
             scale: half_at(data, 0) / 16.0,
@@ -129,7 +151,7 @@ fn read_block(source: Source, data: &[u8]) -> Block {
             scale: half_at(data, 0) / 16.0,
             minimum: half_at(data, 2) / 128.0,
         },
-        Source::Q8_0 => Block {
+        _ => Block {
             q: core::array::from_fn(|i| i16::from(data[2 + i].cast_signed())),
             scale: half_at(data, 0),
             minimum: 0.0,
@@ -183,17 +205,12 @@ pub fn pack_matrix(source: Source, rows: usize, cols: usize, data: &[u8]) -> Res
 
 fn pack_group(source: Source, data: &[u8], row_bytes: usize, out: &mut Vec<u8>) -> Result<(), PackError> {
     let zero = Block { q: [0; BLOCK], scale: 0.0, minimum: 0.0 };
-    let (format, blocks) = (source.matrix_format(), row_bytes / source.block_bytes());
+    let format = source.matrix_format();
+    let blocks = row_bytes / source.block_bytes() * format.passes();
     let mut rows: [Vec<Block>; GROUP] = core::array::from_fn(|_| Vec::new());
     let mut shifts = [0; GROUP];
     for (r, row) in rows.iter_mut().enumerate() {
-        row.extend(
-            data.chunks_exact(row_bytes)
-                .nth(r)
-                .into_iter()
-                .flat_map(|row| row.chunks_exact(source.block_bytes()))
-                .map(|block| read_block(source, block)),
-        );
+        row.extend(data.chunks_exact(row_bytes).nth(r).into_iter().flat_map(|row| read_row(source, row)));
         if format == Format::Q4Min && r < HALF {
             row.iter_mut().for_each(sign_nibbles);
         }
@@ -225,27 +242,21 @@ fn sign_nibbles(block: &mut Block) {
 }
 
 fn pack_weights(format: Format, rows: &[[i16; BLOCK]; GROUP], out: &mut Vec<u8>) {
-    // W12: 16 * octet + nibble, with a signed nibble in the first half.
-    let octet = |half: usize, q: i16| match format {
-        Format::W12 if half == 0 => (q + 8) >> 4,
-        Format::W12 => q >> 4,
-        _ => q,
-    };
-    let nibble = |q: i16| if format == Format::W12 { q & 15 } else { (q >> 4) & 15 };
-    if matches!(format, Format::Q8 | Format::W12) {
-        for (half, rows) in rows.chunks_exact(HALF).enumerate() {
-            for columns in 0..BLOCK / 4 {
-                for row in rows {
-                    out.extend(row[4 * columns..][..4].iter().map(|&q| octet(half, q) as u8));
-                }
+    let (upper, lower) = rows.split_at(HALF);
+    if format == Format::Q4Min {
+        for columns in 0..BLOCK / 4 {
+            for (high, low) in upper.iter().zip(lower) {
+                let (high, low) = (&high[4 * columns..][..4], &low[4 * columns..][..4]);
+                // Both are 16 times a nibble.
+                out.extend(high.iter().zip(low).map(|(&h, &l)| (h | l >> 4) as u8));
             }
         }
+        return;
     }
-    if format != Format::Q8 {
+    for rows in [upper, lower] {
         for columns in 0..BLOCK / 4 {
-            for (high, low) in rows[..HALF].iter().zip(&rows[HALF..]) {
-                let (high, low) = (&high[4 * columns..][..4], &low[4 * columns..][..4]);
-                out.extend(high.iter().zip(low).map(|(&h, &l)| (nibble(h) << 4 | nibble(l)) as u8));
+            for row in rows {
+                out.extend(row[4 * columns..][..4].iter().map(|&q| q as u8));
             }
         }
     }
@@ -363,14 +374,14 @@ mod tests {
         let exact: Vec<f32> =
             (0..9 * 96).map(|i| f32::from_bits(weight(i).to_bits() & 0xffff_0000)).collect();
         let singles: Vec<u8> = exact.iter().flat_map(|v| v.to_le_bytes()).collect();
-        check(Source::F32, 9, &singles, &exact, 3e-4);
+        check(Source::F32, 9, &singles, &exact, 2e-5);
         let upper: Vec<u8> = exact.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
-        check(Source::Bf16, 9, &upper, &exact, 3e-4);
+        check(Source::Bf16, 9, &upper, &exact, 2e-5);
         let halves: Vec<u8> =
             (0..9 * 96_u16).flat_map(|i| (0x3800 + i * 5 + (i % 2) * 0x8000).to_le_bytes()).collect();
         let exact: Vec<f32> =
             halves.chunks(2).map(|b| half_to_f32(u16::from_le_bytes([b[0], b[1]]))).collect();
-        check(Source::F16, 9, &halves, &exact, 3e-4);
+        check(Source::F16, 9, &halves, &exact, 2e-5);
     }
 
     #[test]

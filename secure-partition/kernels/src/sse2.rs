@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use crate::format::{BLOCK, Format, GROUP, NIBBLES, OCTETS, SCALES};
+use crate::format::{BLOCK, Format, GROUP, NIBBLES, SCALES};
 use crate::matrix::Group;
 use crate::plain::{Sums, add};
 
@@ -24,16 +24,8 @@ pub(crate) fn group<const N: usize>(group: &Group, x: [&[i16]; N], sums: [&[i32]
 
 fn widen(format: Format, block: &[u8]) -> Weights {
     match format {
-        Format::Q4Min => nibbles(&block[SCALES..], 4),
-        Format::Q8 => octets(&block[SCALES..]),
-        _ => {
-            let (mut weights, nibbles) = (octets(&block[SCALES..]), nibbles(&block[SCALES + OCTETS..], 0));
-            for (octet, nibble) in weights.as_flattened_mut().iter_mut().zip(nibbles.as_flattened()) {
-                // SAFETY: every x86-64 has SSE2.
-                *octet = unsafe { _mm_add_epi16(_mm_slli_epi16::<4>(*octet), *nibble) };
-            }
-            weights
-        }
+        Format::Q4Min => nibbles(&block[SCALES..]),
+        _ => octets(&block[SCALES..]),
     }
 }
 
@@ -41,19 +33,16 @@ fn octets(bytes: &[u8]) -> Weights {
     core::array::from_fn(|columns| rows(load(bytes, 16 * columns), load(bytes, NIBBLES + 16 * columns)))
 }
 
-/// Nibbles, shifted left by `shift`.
-fn nibbles(bytes: &[u8], shift: i32) -> Weights {
+/// Nibbles, times 16.
+fn nibbles(bytes: &[u8]) -> Weights {
     core::array::from_fn(|columns| {
         let pairs = load(bytes, 16 * columns);
         // SAFETY: every x86-64 has SSE2.
         unsafe {
-            let shift = _mm_cvtsi32_si128(shift);
-            // The high ones stay at the top of their byte until it is widened, as they have a sign.
+            // The high ones stay at the top of their byte, as they have a sign.
             let high = rows(_mm_and_si128(pairs, _mm_set1_epi8(-16)), _mm_setzero_si128());
             let low = rows(_mm_setzero_si128(), _mm_and_si128(pairs, _mm_set1_epi8(15)));
-            let up = |nibbles| _mm_sll_epi16(nibbles, shift);
-            let down = |nibbles| up(_mm_srai_epi16::<4>(nibbles));
-            [down(high[0]), down(high[1]), up(low[2]), up(low[3])]
+            [high[0], high[1], _mm_slli_epi16::<4>(low[2]), _mm_slli_epi16::<4>(low[3])]
         }
     })
 }

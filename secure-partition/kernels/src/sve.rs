@@ -40,17 +40,7 @@ pub(crate) unsafe fn group<const LENGTH: usize>(group: &Group, x: &[i16], sums: 
                 out
             }
             Format::Q8 => *octets().as_flattened().as_array().expect("two halves"),
-            Format::W12 => {
-                let ([first, second], [high, low]) = (octets(), nibbles());
-                core::array::from_fn(|row| {
-                    if row < HALF {
-                        (first[row] << 4) + (high[row] >> 4)
-                    } else {
-                        (second[row - HALF] << 4) + low[row - HALF]
-                    }
-                })
-            }
-            Format::Vector => [0; GROUP],
+            Format::W16 | Format::Vector => [0; GROUP],
         }
     }
 }

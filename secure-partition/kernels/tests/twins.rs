@@ -2,13 +2,13 @@
 //! inside and outside the edges of tiles.
 
 use flexserve_kernels::activations::{Activations, Layout, MANTISSA_MAX, quantize, words_needed};
-use flexserve_kernels::format::{BLOCK, Format, GROUP, HALF, OCTETS, SCALES};
+use flexserve_kernels::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::{MAX_COLS, Matrix};
 use std::sync::atomic::{AtomicI32, AtomicI64};
 
-const FORMATS: [Format; 3] = [Format::Q4Min, Format::Q8, Format::W12];
+const FORMATS: [Format; 3] = [Format::Q4Min, Format::Q8, Format::W16];
 
 /// xorshift64*.
 struct Random(u64);
@@ -35,11 +35,16 @@ fn isas() -> Vec<Isa> {
 }
 
 fn run(isa: Isa, weights: &Matrix, values: &[i64], frac: i32) -> Vec<i64> {
-    let (cols, tokens) = (weights.cols(), values.len() / weights.cols());
-    let (mut words, mut sums) = (vec![0; words_needed(tokens, cols)], vec![0; values.len() / BLOCK]);
+    run_with(isa, weights, values, weights.inputs() / weights.cols(), frac)
+}
+
+/// With activations that are written down some times over.
+fn run_with(isa: Isa, weights: &Matrix, values: &[i64], times: usize, frac: i32) -> Vec<i64> {
+    let (cols, tokens) = (weights.cols() * times, values.len() / weights.cols());
+    let (mut words, mut sums) = (vec![0; words_needed(tokens, cols)], vec![0; tokens * cols / BLOCK]);
     let layout = isa.layout(tokens);
-    let put = |(t, values)| quantize(layout, t, values, 0, &mut words, &mut sums);
-    let exponents: Vec<i32> = values.chunks(cols).enumerate().map(put).collect();
+    let put = |(t, values): (_, &[i64])| quantize(layout, t, &values.repeat(times), 0, &mut words, &mut sums);
+    let exponents: Vec<i32> = values.chunks(weights.cols()).enumerate().map(put).collect();
     let x = Activations::new(layout, &words, &sums, &exponents, cols);
     let add = |before: &[i64]| {
         let after: Vec<AtomicI64> = before.iter().map(|_| AtomicI64::new(i64::MIN)).collect();
@@ -107,6 +112,27 @@ fn random_weights() {
 }
 
 #[test]
+fn activations_may_have_columns_to_spare() {
+    let mut random = Random(0x0bad_cafe_0bad_cafe);
+    for format in FORMATS {
+        for tokens in [1, 2, 3, 4, 5, 8, 9] {
+            let (rows, cols) = (17, 96);
+            let bytes: Vec<u8> =
+                (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
+            let values: Vec<i64> = (0..tokens * cols).map(|_| random.next().cast_signed() >> 20).collect();
+            let weights = Matrix::new(format, rows, cols, &bytes).unwrap();
+            for isa in [Isa::PLAIN].into_iter().chain(isas()) {
+                assert_eq!(
+                    run_with(isa, &weights, &values, 3, 24),
+                    definition(&weights, &values, 24),
+                    "{isa:?} {format:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn strips_and_batches_of_any_length() {
     let mut random = Random(0x0fed_cba9_8765_4321);
     for format in FORMATS {
@@ -141,16 +167,13 @@ fn the_largest_sum_of_the_widest_row_is_exact() {
     let mut block = vec![0xff; SCALES];
     block.chunks_exact_mut(2).for_each(|scale| scale.copy_from_slice(&i16::MIN.to_le_bytes()));
     block.resize(SCALES + OCTETS, 0x80);
-    // High nibbles of -8, low ones of 0.
-    block.resize(Format::W12.block_bytes(), 0x80);
     let mut bytes = vec![0; 4 * GROUP];
     (0..cols / BLOCK).for_each(|_| bytes.extend_from_slice(&block));
     // The largest mantissa, with exponent -5.
     let values = vec![MANTISSA_MAX << 5; cols];
-    check(Format::W12, GROUP, cols, &bytes, &values);
-    let weights = Matrix::new(Format::W12, GROUP, cols, &bytes).unwrap();
-    let sum = |q: i64| [cols as i64 * 32768 * q * MANTISSA_MAX; HALF];
-    assert_eq!(run(Isa::PLAIN, &weights, &values, -5), [sum(2056), sum(2048)].concat());
+    check(Format::Q8, GROUP, cols, &bytes, &values);
+    let weights = Matrix::new(Format::Q8, GROUP, cols, &bytes).unwrap();
+    assert_eq!(run(Isa::PLAIN, &weights, &values, -5), [cols as i64 * 32768 * 128 * MANTISSA_MAX; GROUP]);
 }
 
 #[test]
@@ -161,6 +184,9 @@ fn shapes_are_checked() {
     assert!(Matrix::new(Format::Vector, 1, 32, &bytes).is_err());
     assert!(Matrix::new(Format::Q4Min, 8, 33, &bytes).is_err());
     assert!(Matrix::new(Format::Q4Min, 8, MAX_COLS + 32, &vec![0; 1 << 20]).is_err());
+    let bytes = vec![0; 1 << 21];
+    assert!(Matrix::new(Format::W16, 1, MAX_COLS / 2, &bytes).is_ok());
+    assert!(Matrix::new(Format::W16, 1, MAX_COLS / 2 + 32, &bytes).is_err());
 }
 
 #[test]

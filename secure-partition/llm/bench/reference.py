@@ -73,9 +73,9 @@ class Reference:
             for name in ("attn_q", "attn_k", "attn_v")
         )
         query = self.stored("query", self.rotate(query, first))
-        key = self.stored("cache", self.rotate(key, first))
+        key = self.stored("keys", self.rotate(key, first))
         self.keys[layer] = numpy.concatenate([self.keys[layer], key])
-        self.values[layer] = numpy.concatenate([self.values[layer], self.stored("cache", value)])
+        self.values[layer] = numpy.concatenate([self.values[layer], self.stored("values", value)])
         hidden = numpy.triu(numpy.full((tokens, first + tokens), -numpy.inf, numpy.float32), first + 1)
         mixed = numpy.empty_like(query)
         for head in range(self.heads):

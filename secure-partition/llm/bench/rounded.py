@@ -10,11 +10,12 @@ from reference import Reference
 
 # Where a token's values become the mantissas that a matrix is multiplied with.
 INPUTS = ("attention_in", "attention_out", "feed_forward_in", "feed_forward_down", "head_in")
-# Bits of these, but for the sign.
+# Bits of these, but for the sign; and of other mantissas.
 MANTISSA = 15
+KEY, VALUE, WEIGHT = 14, 13, 15
 # In the order of the table.
 OPERATIONS = (
-    *("weights", *INPUTS, "residual", "norm", "projections", "rotation", "cache", "query"),
+    *("weights", *INPUTS, "residual", "norm", "projections", "rotation", "keys", "values", "query"),
     *("softmax", "mixture", "gate", "logits"),
 )
 # What it would cost to do otherwise, and what float32 itself costs.
@@ -53,6 +54,17 @@ def exp2(x):
     return numpy.where(whole < -31, 0, mantissa >> numpy.clip(-whole, 0, 31))
 
 
+def exact_sigmoid(x):
+    """1 / (1 + e^x) of x >= 0 in Q15.16 (int64), in Q2.30."""
+    e = exp2(-(x * 1_549_082_004 >> 30))
+    return (e << 30) // (ONE + e)
+
+
+# What it is at multiples of 1/128, up to 16.
+SIGMOID_STEP = 9
+SIGMOID = exact_sigmoid(numpy.arange((16 << 16 - SIGMOID_STEP) + 1) << SIGMOID_STEP)
+
+
 def row_mantissas(scales):
     """Rounds (rows, blocks, ...) to 15-bit integers under one power of 2 a row."""
     flat = scales.reshape(len(scales), -1)
@@ -75,10 +87,12 @@ def packed(tensor):
         octet = tensor.data.reshape(rows, -1, 34)
         scale = octet[..., :2].copy().view(numpy.float16).astype(numpy.float64)
         return (row_mantissas(scale) * octet[..., 2:].view(numpy.int8)).reshape(rows, -1)
-    largest = numpy.abs(values).max(-1, keepdims=True)
-    scale = largest / 2039
-    twelve = numpy.round(values / numpy.where(scale == 0, 1, scale))
-    return (row_mantissas(scale) * twelve).reshape(rows, -1)
+    # Scales of 7 bits under one power of 2 a row, rounded up so that 16 bits of each weight are enough.
+    scale = numpy.abs(values).max(-1, keepdims=True) / 32639
+    mantissa, exponent = numpy.frexp(scale.max(1, keepdims=True))
+    step = numpy.ldexp(1.0, exponent - 7 + (mantissa * 128 > 127))
+    scale = numpy.maximum(numpy.ceil(scale / step), 1) * step
+    return (scale * numpy.round(values / scale)).reshape(rows, -1)
 
 
 def packed_weights(path):
@@ -112,15 +126,17 @@ class Rounded(Reference):
             out = nearest(x, 2.0**-16)
         elif place == "residual" and rounds(place):
             out = nearest(x, 2.0**-24)
-        elif place == "cache" and rounds(place):
-            out = mantissas(x, 13)
-        elif place == "cache" and rounds("cache_of_8_bits"):
+        elif place == "keys" and rounds(place):
+            out = mantissas(x, KEY)
+        elif place == "values" and rounds(place):
+            out = mantissas(x, VALUE)
+        elif place in ("keys", "values") and rounds("cache_of_8_bits"):
             out = octets(x, self.head_dim)
         elif place == "query" and rounds(place):
             factor = numpy.log2(numpy.e) / self.head_dim**0.5
-            out = mantissas(nearest(x * factor, 2.0**-18), 13) / factor
+            out = mantissas(nearest(x * factor, 2.0**-18), KEY) / factor
         elif place == "mixture" and rounds(place):
-            out = mantissas(x, 14)
+            out = mantissas(x, WEIGHT)
         return out.astype(self.real, copy=False)
 
     def norm(self, x, weight):
@@ -161,6 +177,10 @@ class Rounded(Reference):
         if "gate" not in self.operations:
             return super().gated(gate, up)
         fixed = numpy.floor(gate.astype(numpy.float64) * 65536 + 0.5).astype(numpy.int64)
-        e = exp2(-(numpy.abs(fixed) * 1_549_082_004 >> 30))
-        sigmoid = (numpy.where(fixed < 0, e, ONE) << 30) // (ONE + e)
+        magnitude = numpy.abs(fixed)
+        at = numpy.minimum(magnitude >> SIGMOID_STEP, len(SIGMOID) - 2)
+        step, rest = SIGMOID[at] - SIGMOID[at + 1], magnitude & ((1 << SIGMOID_STEP) - 1)
+        low = SIGMOID[at] - (step * rest >> SIGMOID_STEP)
+        low = numpy.where(magnitude >> SIGMOID_STEP == at, low, exact_sigmoid(magnitude))
+        sigmoid = numpy.where(fixed < 0, low, ONE - low)
         return ((fixed * sigmoid >> 30) / 65536 * up).astype(self.real)

@@ -1,10 +1,11 @@
 //! Attention of one query head over the keys and values so far.
 //!
-//! Keys, values and queries are stored as mantissas of at most [`MANTISSA_MAX`] under one exponent per head and position.
+//! Keys and queries are stored as mantissas of at most [`KEY_MAX`], values of at most [`VALUE_MAX`], under one exponent per head
+//! and position.
 //! Weights are not divided by their sum: the result is.
 
-pub use flexserve_kernels::attention::MANTISSA_MAX;
 use flexserve_kernels::attention::{DIMENSIONS, mix, mix_plain, score, soften, spread};
+pub use flexserve_kernels::attention::{KEY_MAX, VALUE_MAX};
 
 use crate::fixed::{LOG2_E, saturate};
 
@@ -13,14 +14,20 @@ pub const HEAD_DIM_MAX: usize = 256;
 /// Fraction bits of [`attend`]'s result.
 pub const OUT_FRAC: i32 = 40;
 
-/// Rounds `values * 2^-frac` to mantissas and answers their exponent: value = mantissa * 2^-exponent.
-pub fn quantize(values: impl Iterator<Item = i32> + Clone, frac: i32, mantissas: &mut [i16]) -> i16 {
+/// Rounds `values * 2^-frac` to mantissas of at most `max` and answers their exponent: value = mantissa * 2^-exponent. `max` is
+/// a power of 2 less 1.
+pub fn quantize(
+    values: impl Iterator<Item = i32> + Clone,
+    frac: i32,
+    max: i32,
+    mantissas: &mut [i16],
+) -> i16 {
     let magnitude = values.clone().fold(0, |all, v| all | v.unsigned_abs());
-    let shift = 32 - magnitude.leading_zeros().cast_signed() - 13;
+    let shift = max.leading_zeros().cast_signed() - magnitude.leading_zeros().cast_signed();
     for (mantissa, value) in mantissas.iter_mut().zip(values) {
         let value = i64::from(value);
         let narrow = if shift > 0 { (value + (1 << (shift - 1))) >> shift } else { value << -shift };
-        *mantissa = narrow.clamp(-MANTISSA_MAX, MANTISSA_MAX) as i16;
+        *mantissa = narrow.clamp(-i64::from(max), i64::from(max)) as i16;
     }
     (frac - shift) as i16
 }
@@ -61,10 +68,10 @@ pub fn attend(query: Query, cache: Cache, scores: &mut [i32], weights: &mut [i16
     let largest = score(query.mantissas, cache.keys, cache.key_exponents, shift, scores);
     let sum = soften(scores, largest);
     let top = spread(cache.value_exponents, scores, weights);
-    // value = mixed * 2^(top - 14) / sum, with |mixed| < 2^44 and sum in 2^30..=2^47. A value in Q15.16 has an exponent in
-    // -3..=29, so that top is in -28..=34 and the shift in 18..=80.
+    // value = mixed * 2^(top - 15) / sum, with |mixed| < 2^45 and sum in 2^30..=2^47. A value in Q15.16 has an exponent in
+    // -3..=29, so that top is in -28..=34 and the shift in 19..=81.
     let reciprocal = (1_i128 << 78) / i128::from(sum.max(1));
-    let shift = (78 - OUT_FRAC - (top - 14)).clamp(0, 127);
+    let shift = (78 - OUT_FRAC - (top - 15)).clamp(0, 127);
     let head_dim = out.len();
     let mut finish = |first: usize, mixed: &[i64]| {
         for (out, &mixed) in out[first..].iter_mut().zip(mixed) {
@@ -124,20 +131,21 @@ mod tests {
         let (query, keys) = (wave(dim, 0.3, query_scale), wave(dim * positions, 0.11, 5.0));
         let mut values = wave(dim * positions, 0.07, 1.0);
         values.iter_mut().enumerate().for_each(|(i, value)| *value *= value_scale(i / dim));
-        let store = |values: &[f64]| {
+        let store = |values: &[f64], max| {
             let mut mantissas = std::vec![0; values.len()];
             let exponents: Vec<i16> = values
                 .chunks(dim)
                 .zip(mantissas.chunks_mut(dim))
-                .map(|(v, m)| quantize(fixed(v), FRAC, m))
+                .map(|(v, m)| quantize(fixed(v), FRAC, max, m))
                 .collect();
             (mantissas, exponents)
         };
-        let ((keys_16, key_exponents), (values_16, value_exponents)) = (store(&keys), store(&values));
+        let ((keys_16, key_exponents), (values_16, value_exponents)) =
+            (store(&keys, KEY_MAX), store(&values, VALUE_MAX));
         let factor = score_factor(dim);
         let mut mantissas = std::vec![0; dim];
         let scaled = fixed(&query).map(|value| scale_query(value, factor));
-        let exponent = quantize(scaled, FRAC + QUERY_FRAC, &mut mantissas);
+        let exponent = quantize(scaled, FRAC + QUERY_FRAC, KEY_MAX, &mut mantissas);
         let cache = Cache {
             keys: &keys_16,
             key_exponents: &key_exponents,
@@ -172,18 +180,19 @@ mod tests {
     #[test]
     fn mantissas_round_and_never_exceed_their_limit() {
         let mut mantissas = [0; 3];
-        assert_eq!(quantize([3, -5, 0].into_iter(), 0, &mut mantissas), 10);
+        assert_eq!(quantize([3, -5, 0].into_iter(), 0, VALUE_MAX, &mut mantissas), 10);
         assert_eq!(mantissas, [3 << 10, -5 << 10, 0]);
-        let exponent = quantize([i32::MAX, i32::MIN, 1 << 18].into_iter(), 0, &mut mantissas);
+        let exponent = quantize([i32::MAX, i32::MIN, 1 << 18].into_iter(), 0, VALUE_MAX, &mut mantissas);
         assert_eq!((exponent, mantissas), (-19, [4096, -4096, 1]));
-        quantize([0x3_ffff, 0, 0].into_iter(), 0, &mut mantissas);
-        assert_eq!(i64::from(mantissas[0]), MANTISSA_MAX);
+        quantize([0x3_ffff, 0, 0].into_iter(), 0, KEY_MAX, &mut mantissas);
+        assert_eq!(i32::from(mantissas[0]), KEY_MAX);
     }
 
     #[test]
     fn extremes_do_not_overflow() {
-        let (keys, values) = (std::vec![8191; 256 * 40], std::vec![-8191; 256 * 40]);
-        for (query, exponent) in [(8191, -32), (-8191, 32)] {
+        let (key, value) = (KEY_MAX as i16, VALUE_MAX as i16);
+        let (keys, values) = (std::vec![key; 256 * 40], std::vec![-value; 256 * 40]);
+        for (query, exponent) in [(key, -32), (-key, 32)] {
             let mantissas = [query; 256];
             let exponents = [-3; 40];
             let cache = Cache {

@@ -31,6 +31,8 @@ pub struct Engine<'m, 'w> {
     workers: &'w dyn Workers,
     workspace: Workspace<'w>,
     position: usize,
+    /// Whether activations are written down twice, as some matrix takes them so.
+    twice: bool,
     /// Turns a dot product of query and key into an exponent of 2, Q2.30.
     score_factor: i64,
 }
@@ -58,7 +60,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         weights::check(&model)?;
         let workspace = Workspace::new(&shape, memory)?;
         let score_factor = attention::score_factor(shape.head_dim);
-        Ok(Self { model, shape, isa, workers: &Alone, workspace, position: 0, score_factor })
+        let twice = weights::take_twice(&model);
+        Ok(Self { model, shape, isa, workers: &Alone, workspace, position: 0, twice, score_factor })
     }
 
     /// The same, with help.
@@ -188,10 +191,9 @@ impl<'m, 'w> Engine<'m, 'w> {
         let (q, k, v) = (matrix(TensorKind::AttnQ)?, matrix(TensorKind::AttnK)?, matrix(TensorKind::AttnV)?);
         let output = matrix(TensorKind::AttnOutput)?;
         self.normalize(&weights::vector(&self.model, TensorKind::AttnNorm, layer)?, 0..tokens);
-        let (isa, workers) = (self.isa, self.workers);
+        let (isa, workers, inputs) = (self.isa, self.workers, self.inputs(self.shape.width));
         let workspace = &mut self.workspace;
-        let x =
-            activations(isa, workspace.words, workspace.sums, workspace.exponents, tokens, self.shape.width);
+        let x = activations(isa, workspace.words, workspace.sums, workspace.exponents, tokens, inputs);
         project(isa, workers, &q, &x, workspace.queries);
         project(isa, workers, &k, &x, workspace.keys);
         project(isa, workers, &v, &x, workspace.values);
@@ -213,9 +215,9 @@ impl<'m, 'w> Engine<'m, 'w> {
         let down = matrix(TensorKind::FfnDown)?;
         self.normalize(&weights::vector(&self.model, TensorKind::FfnNorm, layer)?, 0..tokens);
         let (isa, workers, wide) = (self.isa, self.workers, self.shape.feed_forward);
+        let inputs = self.inputs(self.shape.width);
         let workspace = &mut self.workspace;
-        let x =
-            activations(isa, workspace.words, workspace.sums, workspace.exponents, tokens, self.shape.width);
+        let x = activations(isa, workspace.words, workspace.sums, workspace.exponents, tokens, inputs);
         project(isa, workers, &gate, &x, workspace.gate);
         project(isa, workers, &up, &x, workspace.up);
         for t in 0..tokens {
@@ -245,16 +247,24 @@ impl<'m, 'w> Engine<'m, 'w> {
 
     /// Rounds the first `cols` of `wide` to the mantissas of one of `tokens` tokens.
     fn store_mantissas(&mut self, t: usize, tokens: usize, cols: usize, frac: i32) {
+        let inputs = self.inputs(cols);
         let workspace = &mut self.workspace;
-        let (layout, values) = (self.isa.layout(tokens), &workspace.wide[..cols]);
+        workspace.wide.copy_within(..inputs - cols, cols);
+        let (layout, values) = (self.isa.layout(tokens), &workspace.wide[..inputs]);
         workspace.exponents[t] = quantize(layout, t, values, frac, workspace.words, workspace.sums);
+    }
+
+    /// Mantissas that stand for `cols` columns.
+    const fn inputs(&self, cols: usize) -> usize {
+        if self.twice { 2 * cols } else { cols }
     }
 
     /// residual += W x, x being the mantissas.
     fn add_to_residual(&mut self, weights: &Matrix, tokens: usize) {
+        let inputs = self.inputs(weights.cols());
         let workspace = &mut self.workspace;
         let (words, sums) = (&*workspace.words, &*workspace.sums);
-        let x = activations(self.isa, words, sums, workspace.exponents, tokens, weights.cols());
+        let x = activations(self.isa, words, sums, workspace.exponents, tokens, inputs);
         let output = Output::Add { before: workspace.residual, after: shared_64(workspace.next_residual) };
         multiply(self.isa, self.workers, weights, &x, RESIDUAL_FRAC, output);
         core::mem::swap(&mut workspace.residual, &mut workspace.next_residual);
@@ -279,12 +289,12 @@ impl<'m, 'w> Engine<'m, 'w> {
         for head in 0..shape.kv_heads {
             let slot = (layer * shape.kv_heads + head) * shape.context + self.position + t;
             let source = (t * shape.kv_heads + head) * dim;
-            let store = |from: &[i32], cache: &mut [i16], exponents: &mut [i16]| {
+            let store = |from: &[i32], max, cache: &mut [i16], exponents: &mut [i16]| {
                 let values = from[source..][..dim].iter().copied();
-                exponents[slot] = attention::quantize(values, FRAC, &mut cache[slot * dim..][..dim]);
+                exponents[slot] = attention::quantize(values, FRAC, max, &mut cache[slot * dim..][..dim]);
             };
-            store(workspace.keys, workspace.key_cache, workspace.key_exponents);
-            store(workspace.values, workspace.value_cache, workspace.value_exponents);
+            store(workspace.keys, attention::KEY_MAX, workspace.key_cache, workspace.key_exponents);
+            store(workspace.values, attention::VALUE_MAX, workspace.value_cache, workspace.value_exponents);
         }
     }
 
@@ -305,7 +315,8 @@ impl<'m, 'w> Engine<'m, 'w> {
             let mantissas = &mut mantissas[..dim];
             let values = workspace.queries[t * shape.queries() + head * dim..][..dim].iter();
             let values = values.map(|&value| attention::scale_query(value, self.score_factor));
-            let exponent = attention::quantize(values, FRAC + attention::QUERY_FRAC, mantissas);
+            let exponent =
+                attention::quantize(values, FRAC + attention::QUERY_FRAC, attention::KEY_MAX, mantissas);
             let query = Query { mantissas, exponent };
             let (scores, weights) = (&mut workspace.scores[..positions], &mut workspace.weights[..positions]);
             attention::attend(query, cache, scores, weights, &mut workspace.wide[head * dim..][..dim]);
@@ -318,9 +329,9 @@ impl<'m, 'w> Engine<'m, 'w> {
     fn head(&mut self, tokens: Range<usize>, out: Option<&mut [i32]>) -> Result<(), Error> {
         let head = weights::head(&self.model)?;
         self.normalize(&weights::vector(&self.model, TensorKind::OutputNorm, 0)?, tokens.clone());
-        let (width, workspace) = (self.shape.width, &mut self.workspace);
+        let (inputs, workspace) = (self.inputs(self.shape.width), &mut self.workspace);
         let (words, sums) = (&*workspace.words, &*workspace.sums);
-        let x = activations(self.isa, words, sums, workspace.exponents, tokens.len(), width);
+        let x = activations(self.isa, words, sums, workspace.exponents, tokens.len(), inputs);
         project(self.isa, self.workers, &head, &x, out.unwrap_or(workspace.logits));
         Ok(())
     }

@@ -40,6 +40,12 @@ pub fn head<'m>(model: &Model<'m>) -> Result<Matrix<'m>, Error> {
     matrix(model, if tied { TensorKind::TokenEmbedding } else { TensorKind::Output }, 0)
 }
 
+/// Whether a matrix takes the activations twice.
+#[must_use]
+pub fn take_twice(model: &Model) -> bool {
+    model.manifest().tensors().any(|info| info.format == Format::W16.id())
+}
+
 /// Checks that every tensor is in a format that inference can use.
 ///
 /// # Errors

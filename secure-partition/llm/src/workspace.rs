@@ -62,10 +62,10 @@ impl Shape {
         self.kv_heads * self.head_dim
     }
 
-    /// Columns of the widest matrix.
+    /// Inputs of the widest matrix: [`flexserve_kernels::format::Format::W16`] takes each column twice.
     #[must_use]
     pub fn widest(&self) -> usize {
-        self.width.max(self.feed_forward).max(self.queries())
+        2 * self.width.max(self.feed_forward).max(self.queries())
     }
 
     /// Key (or value) vectors of the cache.

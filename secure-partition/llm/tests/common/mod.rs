@@ -66,7 +66,7 @@ fn shape(kind: TensorKind) -> (usize, usize) {
 fn format(kind: TensorKind) -> Format {
     match kind {
         TensorKind::TokenEmbedding => Format::Q8,
-        TensorKind::AttnK | TensorKind::AttnV => Format::W12,
+        TensorKind::AttnK | TensorKind::AttnV => Format::W16,
         TensorKind::AttnOutput => Format::Q4Min,
         kind if kind.is_norm() => Format::Vector,
         _ => Format::Q4Min,
@@ -84,8 +84,8 @@ fn tensor(kind: TensorKind, content: Content, random: &mut Random) -> Vec<u8> {
         bytes[..4].copy_from_slice(&31_i32.to_le_bytes());
         return bytes;
     }
-    // Rows of about unit norm: scales are full i16, weights of 8, 8 or 12 bits.
-    let shift = if format == Format::W12 { 29_i32 } else { 24 };
+    // Rows of about unit norm: scales are full i16, weights of 8, 8 or, as octets have scales alike, 8 bits.
+    let shift = 24_i32;
     for group in bytes.chunks_exact_mut(format.group_bytes(cols)) {
         group[..GROUP_HEAD].copy_from_slice(&shift.to_le_bytes().repeat(GROUP));
     }
