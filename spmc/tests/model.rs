@@ -71,7 +71,7 @@ fn lend(bench: &mut Bench, ranges: &[(u64, u32)]) -> Result<u64, FfaError> {
 }
 
 /// Starts a manager whose partition serves a request, so that it can call.
-fn serving() -> Bench {
+fn serving() -> Bench<'static> {
     let mut bench = Bench::new();
     bench.request(LLM);
     bench.map_secure(LLM);

@@ -9,16 +9,6 @@ use flexserve_abi::{
     ffa::{LLM_PARTITION, RECALL_SERVICE, SPMC, UuidRegisters},
     recall::{NOTICE_NS, REVOKE, Status},
 };
-use flexserve_spmc::{partition::Step, registers::Reply};
-
-/// A request to the service: status, and x5.
-fn ask(bench: &mut Bench, op: u64, handle: u64) -> (Status, u64) {
-    let UuidRegisters(low, high) = UuidRegisters::new(RECALL_SERVICE);
-    let step = bench.normal(FuncId::MsgSendDirectReq64_2, &[SPMC.into(), low, high, op, handle]);
-    let Step::Reply(Reply::Full(answer)) = step else { panic!("{step:?}") };
-    assert_eq!(answer[..4], [0xC400_008E, u64::from(SPMC) << 16, 0, 0]);
-    (Status::from_code(answer[4]).unwrap(), answer[5])
-}
 
 /// A region that the LLM partition has mapped and holds on to.
 fn held(bench: &mut Bench) -> u64 {
@@ -35,14 +25,14 @@ fn a_borrower_that_holds_on_loses_the_region_at_the_deadline_and_not_before() {
     let handle = held(&mut bench);
     bench.spmc.hardware.now_ns = 5;
     assert_eq!(bench.reclaim(handle), Err(FfaError::Denied));
-    assert_eq!(ask(&mut bench, REVOKE, handle), (Status::Noticed, NOTICE_NS));
+    assert_eq!(bench.revoke(handle), (Status::Noticed, NOTICE_NS));
     bench.spmc.hardware.now_ns += NOTICE_NS - 1;
-    assert_eq!(ask(&mut bench, REVOKE, handle), (Status::Noticed, 1));
+    assert_eq!(bench.revoke(handle), (Status::Noticed, 1));
     assert_eq!(bench.reclaim(handle), Err(FfaError::Denied));
     bench.spmc.hardware.now_ns += 1;
-    let flushes = bench.spmc.hardware.flushes;
-    assert_eq!(ask(&mut bench, REVOKE, handle), (Status::Revoked, 0));
-    assert_eq!(bench.spmc.hardware.flushes, flushes + 1, "what TLBs hold of the mapping is dropped");
+    let flushes = bench.spmc.hardware.flushed.len();
+    assert_eq!(bench.revoke(handle), (Status::Revoked, 0));
+    assert_eq!(bench.spmc.hardware.flushed.len(), flushes + 1, "what TLBs hold of the mapping is dropped");
     assert_eq!(bench.spmc.hardware.world(FREE), Gpi::Secure, "the pages stay secure until they are scrubbed");
     bench.reclaim(handle).unwrap();
     for page in 0..3 {
@@ -55,21 +45,21 @@ fn a_borrower_that_holds_on_loses_the_region_at_the_deadline_and_not_before() {
 fn a_borrower_that_gives_back_and_borrows_anew_gets_a_new_notice() {
     let mut bench = Bench::new();
     let handle = held(&mut bench);
-    assert_eq!(ask(&mut bench, REVOKE, handle).0, Status::Noticed);
+    assert_eq!(bench.revoke(handle).0, Status::Noticed);
     bench.relinquish(LLM, handle, 0).unwrap();
-    assert_eq!(ask(&mut bench, REVOKE, handle).0, Status::Revoked, "nobody has it");
+    assert_eq!(bench.revoke(handle).0, Status::Revoked, "nobody has it");
     bench.retrieve(LLM, &request(LLM_PARTITION, handle)).unwrap();
     bench.spmc.hardware.now_ns += 2 * NOTICE_NS;
-    assert_eq!(ask(&mut bench, REVOKE, handle), (Status::Noticed, NOTICE_NS));
+    assert_eq!(bench.revoke(handle), (Status::Noticed, NOTICE_NS));
 }
 
 #[test]
 fn what_cannot_be_revoked_is_refused() {
     let mut bench = Bench::new();
     let handle = held(&mut bench);
-    assert_eq!(ask(&mut bench, 0, handle).0, Status::NotSupported);
-    assert_eq!(ask(&mut bench, REVOKE, handle + 1).0, Status::BadHandle);
-    assert_eq!(ask(&mut bench, REVOKE, u64::MAX).0, Status::BadHandle);
+    assert_eq!(bench.recall(0, handle).0, Status::NotSupported);
+    assert_eq!(bench.revoke(handle + 1).0, Status::BadHandle);
+    assert_eq!(bench.revoke(u64::MAX).0, Status::BadHandle);
     let UuidRegisters(low, high) = UuidRegisters::new(RECALL_SERVICE);
     let wrong = bench.normal(FuncId::MsgSendDirectReq64_2, &[SPMC.into(), low ^ 1, high, REVOKE, handle]);
     assert_eq!(wrong, common::refused(FfaError::InvalidParameters));

@@ -10,7 +10,7 @@ use flexserve_spmc::partition::{Entry, Phase, Step};
 const REGISTER: FuncId = FuncId::SecondaryEpRegister64;
 
 /// The hostile partition ends, and is started anew by a request: it is in front of its first `FFA_MSG_WAIT`.
-fn starting() -> (Bench, u64) {
+fn starting() -> (Bench<'static>, u64) {
     let mut bench = Bench::new();
     bench.request(HOSTILE);
     bench.spmc.aborted(HOSTILE);

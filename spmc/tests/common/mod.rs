@@ -4,22 +4,26 @@
 use arm_ffa::{FfaError, FuncId};
 use flexserve_abi::{
     el3::{Gpi, LIST_LIMIT, Status},
-    ffa::{EndpointId, HOSTILE_PARTITION, LLM_PARTITION, LLM_SERVICE, PROBE_SERVICE, UuidRegisters},
+    ffa::{
+        EndpointId, HOSTILE_PARTITION, LLM_PARTITION, LLM_SERVICE, PROBE_SERVICE, RECALL_SERVICE, SPMC,
+        UuidRegisters,
+    },
+    recall::{self, NOTICE_NS, REVOKE},
 };
-use flexserve_platform::{LENDABLE, Region};
+use flexserve_platform::{LENDABLE, Region as Bank};
 use flexserve_spmc::{
     claims::{Claims, WORDS},
     hardware::{Hardware, RANGE_MAX, Range, Unreachable},
-    lending::Ledger,
+    lending::{Ledger, REGIONS, Region},
     manifest::{Manifest, Place},
     partition::{Entry, Step},
     registers::{Registers, Reply},
     spmc::Spmc,
-    tables::{PAGE, Pool, Table},
+    tables::{PAGE, Pool, Table, TableId},
 };
 use std::collections::BTreeMap;
 
-pub const BANK: Region = LENDABLE[0];
+pub const BANK: Bank = LENDABLE[0];
 pub const TX: u64 = BANK.base;
 pub const RX: u64 = BANK.base + 16 * PAGE;
 /// First page that tests lend.
@@ -29,6 +33,37 @@ pub const LLM: usize = 0;
 pub const HOSTILE: usize = 1;
 /// Granules that the fake EL3 moves in one call.
 const BATCH: u64 = 4;
+
+/// What can be wrong with a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// Nothing is zeroed.
+    Zero,
+    /// Of a range, all but its last page is.
+    LastZero,
+    /// TLBs keep what they hold.
+    Flush,
+    /// EL3 says that it has moved a granule, and has not.
+    Move,
+    /// EL3 moves whatever it is asked to.
+    Owner,
+    /// Time stands still.
+    StoppedClock,
+    /// Each look at the clock takes as long as a notice.
+    FastClock,
+}
+
+impl Flaw {
+    pub const ALL: [Self; 7] = [
+        Self::Zero,
+        Self::LastZero,
+        Self::Flush,
+        Self::Move,
+        Self::Owner,
+        Self::StoppedClock,
+        Self::FastClock,
+    ];
+}
 
 /// Physical memory and its worlds.
 #[derive(Default)]
@@ -45,8 +80,10 @@ pub struct Fake {
     pub logged: Vec<(EndpointId, Vec<u8>)>,
     /// What the clock says.
     pub now_ns: u64,
-    /// Calls of `flush`.
-    pub flushes: usize,
+    /// Address spaces of which the TLBs dropped what they held.
+    pub flushed: Vec<u16>,
+    /// What is wrong with this machine.
+    pub flaw: Option<Flaw>,
     /// Where workers start, and of which partition.
     pub workers: Option<(usize, u64)>,
 }
@@ -94,10 +131,13 @@ impl Hardware for Fake {
                     return (Status::Incomplete, done);
                 }
                 let from = if to == Gpi::Secure { Gpi::NonSecure } else { Gpi::Secure };
-                if self.refused == Some(page) || self.world(page) != from {
+                let owned = self.world(page) == from || self.flaw == Some(Flaw::Owner);
+                if self.refused == Some(page) || !owned {
                     return (Status::Denied, done);
                 }
-                self.worlds.insert(page, to);
+                if self.flaw != Some(Flaw::Move) {
+                    self.worlds.insert(page, to);
+                }
                 done += 1;
             }
         }
@@ -116,6 +156,11 @@ impl Hardware for Fake {
     }
 
     fn now_ns(&mut self) -> u64 {
+        match self.flaw {
+            Some(Flaw::StoppedClock) => return 0,
+            Some(Flaw::FastClock) => self.now_ns += NOTICE_NS,
+            _ => {}
+        }
         self.now_ns
     }
 
@@ -148,6 +193,12 @@ impl Hardware for Fake {
     }
 
     fn zero(&mut self, physical: u64, pages: u32) {
+        let pages = match self.flaw {
+            Some(Flaw::Zero) => 0,
+            Some(Flaw::LastZero) => pages - 1,
+            Some(Flaw::Move) => return,
+            _ => pages,
+        };
         for page in 0..u64::from(pages) {
             let page = physical + page * PAGE;
             assert_eq!(self.world(page), Gpi::Secure, "zeroing {page:#x} would fault");
@@ -155,8 +206,10 @@ impl Hardware for Fake {
         }
     }
 
-    fn flush(&mut self, _asid: u16) {
-        self.flushes += 1;
+    fn flush(&mut self, asid: u16) {
+        if self.flaw != Some(Flaw::Flush) {
+            self.flushed.push(asid);
+        }
     }
 
     fn log(&mut self, partition: EndpointId, bytes: &[u8]) {
@@ -164,12 +217,32 @@ impl Hardware for Fake {
     }
 }
 
-/// A manager with the LLM and the hostile partition, both waiting, and the normal world's buffers mapped.
-pub struct Bench {
-    pub spmc: Spmc<'static, Fake>,
+/// Memory for a manager's state.
+pub struct Storage {
+    tables: Vec<Table>,
+    links: Vec<TableId>,
+    claims: Box<[u64; WORDS]>,
+    regions: heapless::Vec<Region, REGIONS>,
 }
 
-impl Bench {
+impl Storage {
+    /// For so many tables.
+    pub fn new(tables: usize) -> Self {
+        Self {
+            tables: (0..tables).map(|_| Table::new()).collect(),
+            links: vec![0; tables],
+            claims: Box::new([0; WORDS]),
+            regions: heapless::Vec::new(),
+        }
+    }
+}
+
+/// A manager with the LLM and the hostile partition, both waiting, and the normal world's buffers mapped.
+pub struct Bench<'a> {
+    pub spmc: Spmc<'a, Fake>,
+}
+
+impl Bench<'static> {
     pub fn new() -> Self {
         let mut bench = Self::with_tables(64);
         assert_eq!(bench.map(16), Ok(vec![0; 6]));
@@ -178,14 +251,16 @@ impl Bench {
 
     /// With so many tables, and no buffers.
     pub fn with_tables(tables: usize) -> Self {
-        let storage: Vec<Table> = (0..tables).map(|_| Table::new()).collect();
-        let pool = Pool::new(
-            Box::leak(storage.into_boxed_slice()),
-            Box::leak(vec![0; tables].into_boxed_slice()),
-            0x0e20_0000,
-        );
-        let claims = Claims::new(Box::leak(Box::new([0; WORDS])));
-        let ledger = Ledger::new(pool, claims, Box::leak(Box::new(heapless::Vec::new())));
+        Self::within(Box::leak(Box::new(Storage::new(tables))))
+    }
+}
+
+impl<'a> Bench<'a> {
+    /// In this memory, without buffers.
+    pub fn within(storage: &'a mut Storage) -> Self {
+        let pool = Pool::new(&storage.tables, &mut storage.links, 0x0e20_0000);
+        let claims = Claims::new(&mut storage.claims);
+        let ledger = Ledger::new(pool, claims, &mut storage.regions);
         let mut bench = Self { spmc: Spmc::new(Fake::default(), ledger) };
         bench.add(LLM_PARTITION, 0x0e50_0000, LLM_SERVICE, 0x200, false);
         bench.add(HOSTILE_PARTITION, 0x0e90_0000, PROBE_SERVICE, 0x201, true);
@@ -258,7 +333,25 @@ impl Bench {
 
     /// Lends ranges to the LLM partition.
     pub fn lend(&mut self, ranges: &[(u64, u32)]) -> Result<u64, FfaError> {
-        self.send(FuncId::MemLend64, &descriptor(LLM_PARTITION, ranges))
+        self.lend_to(LLM, ranges)
+    }
+
+    pub fn lend_to(&mut self, index: usize, ranges: &[(u64, u32)]) -> Result<u64, FfaError> {
+        let borrower = self.spmc.partition(index).id;
+        self.send(FuncId::MemLend64, &descriptor(borrower, ranges))
+    }
+
+    /// Asks the recall service: status, and x5.
+    pub fn recall(&mut self, op: u64, handle: u64) -> (recall::Status, u64) {
+        let UuidRegisters(low, high) = UuidRegisters::new(RECALL_SERVICE);
+        let step = self.normal(FuncId::MsgSendDirectReq64_2, &[SPMC.into(), low, high, op, handle]);
+        let Step::Reply(Reply::Full(answer)) = step else { panic!("{step:?}") };
+        assert_eq!(answer[..4], [0xC400_008E, u64::from(SPMC) << 16, 0, 0]);
+        (recall::Status::from_code(answer[4]).unwrap(), answer[5])
+    }
+
+    pub fn revoke(&mut self, handle: u64) -> (recall::Status, u64) {
+        self.recall(REVOKE, handle)
     }
 
     pub fn reclaim(&mut self, handle: u64) -> Result<(), FfaError> {
