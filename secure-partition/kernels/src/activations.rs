@@ -141,6 +141,13 @@ impl<'a> Activations<'a> {
         &self.sums[token * self.stride / BLOCK..][..self.cols / BLOCK]
     }
 
+    /// Exponents of the tokens from `first` on.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn exponents(&self, first: usize) -> &'a [i32] {
+        &self.exponents[first..]
+    }
+
     /// Exponent of one token.
     #[inline]
     pub(crate) fn exponent(&self, token: usize) -> i32 {

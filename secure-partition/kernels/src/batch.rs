@@ -16,7 +16,7 @@ use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::{Group, Matrix};
 use crate::neon::{FOURS, Weights, add_shifted, four_rows, load, minimum, no_rows, scale, store, words};
-use crate::{dotprod, i8mm, sve};
+use crate::{dotprod, i8mm, sve_batch};
 
 /// Blocks of a strip. What a matrix has more is added in another pass.
 const CHUNK: usize = 32;
@@ -107,9 +107,7 @@ pub(crate) unsafe fn multiply(
                 }
             }
             for ((index, group), sums) in here.clone().zip(weights.groups_in(here)).zip(&sums) {
-                for (token, sums) in tokens.clone().zip(sums) {
-                    report(index, group.head, token, sums);
-                }
+                report(index, group.head, tokens.start, &sums[..tokens.len()]);
             }
         }
     }
@@ -153,10 +151,10 @@ unsafe fn multiply_strip(
                     4
                 }
                 Kernel::Sve32 | Kernel::Sve64 if left >= 5 => {
-                    sve::tile::<3>(kernel, strip, blocks, pairs(x, token, &chunk), [first, second])
+                    sve_batch::tile::<3>(kernel, strip, blocks, pairs(x, token, &chunk), [first, second])
                 }
                 Kernel::Sve32 | Kernel::Sve64 => {
-                    sve::tile::<1>(kernel, strip, blocks, pairs(x, token, &chunk), [first, second])
+                    sve_batch::tile::<1>(kernel, strip, blocks, pairs(x, token, &chunk), [first, second])
                 }
                 _ if left >= 4 => neon::<4>(strip, blocks, of(x, token, &chunk), first),
                 _ => neon::<1>(strip, blocks, of(x, token, &chunk), first),

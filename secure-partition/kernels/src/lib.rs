@@ -12,7 +12,7 @@
 //! | `arm` | which kernel of an Arm CPU does what |
 //! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |
 //! | `batch`, `i8mm` | many tokens, whose weights are unpacked once: Armv8.0-A and `FEAT_DotProd`; `FEAT_I8MM` |
-//! | `sve` | both, for scalable vectors: `FEAT_SVE2` and `FEAT_I8MM` |
+//! | `sve`, `sve_batch` | one and many tokens with scalable vectors: `FEAT_SVE2` and `FEAT_I8MM` |
 //! | `sse2` | x86-64, for the host's tools |
 //! | `pack` | GGUF's types to those formats (host only, feature `pack`) |
 //!
@@ -48,4 +48,6 @@ mod plain;
 mod sse2;
 #[cfg(target_arch = "aarch64")]
 mod sve;
+#[cfg(target_arch = "aarch64")]
+mod sve_batch;
 pub mod vector;

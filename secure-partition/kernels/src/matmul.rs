@@ -77,16 +77,21 @@ pub fn matmul(isa: Isa, weights: &Matrix, groups: Range<usize>, x: &Activations,
         groups.end <= weights.groups() && x.tokens() * weights.rows() <= out.len(),
         "room for the product"
     );
-    let report = |index: usize, head: &[u8; GROUP_HEAD], token: usize, sums: &[i64; GROUP]| {
+    let report = |index: usize, head: &[u8; GROUP_HEAD], first: usize, sums: &[[i64; GROUP]]| {
         let rows = GROUP.min(weights.rows() - index * GROUP);
-        let exponent = x.exponent(token).saturating_sub(frac);
-        let at = token * weights.rows() + index * GROUP;
+        let at = |token: usize| token * weights.rows() + index * GROUP;
         #[cfg(target_arch = "aarch64")]
-        if rows == GROUP && crate::neon::finish(sums, head, exponent, out, at) {
-            return;
+        if rows == GROUP {
+            let exponents = &x.exponents(first)[..sums.len()];
+            if crate::neon::finish(sums, head, exponents, frac, out, at(first), weights.rows()) {
+                return;
+            }
         }
-        let shifts = core::array::from_fn(|row| row_shift(head, row).saturating_add(exponent));
-        out.put(at, &scale_row(sums, shifts)[..rows]);
+        for (token, sums) in (first..).zip(sums) {
+            let exponent = x.exponent(token).saturating_sub(frac);
+            let shifts = core::array::from_fn(|row| row_shift(head, row).saturating_add(exponent));
+            out.put(at(token), &scale_row(sums, shifts)[..rows]);
+        }
     };
     match isa.kernel() {
         Kernel::Plain => by_token(plain::group, plain::group, weights, groups, x, report),
@@ -100,10 +105,10 @@ pub fn matmul(isa: Isa, weights: &Matrix, groups: Range<usize>, x: &Activations,
     }
 }
 
-/// What is done with the sums of a group and a token: `(group, head, token, sums)`.
-pub(crate) trait Report: Fn(usize, &[u8; GROUP_HEAD], usize, &[i64; GROUP]) {}
+/// What is done with the sums of a group and some tokens: `(group, head, first token, sums)`.
+pub(crate) trait Report: Fn(usize, &[u8; GROUP_HEAD], usize, &[[i64; GROUP]]) {}
 
-impl<T: Fn(usize, &[u8; GROUP_HEAD], usize, &[i64; GROUP])> Report for T {}
+impl<T: Fn(usize, &[u8; GROUP_HEAD], usize, &[[i64; GROUP]])> Report for T {}
 
 /// Each group with four tokens at a time, then with single ones.
 #[inline]
@@ -120,12 +125,10 @@ fn by_token(
         for first in (0..whole).step_by(TOKENS) {
             let words = core::array::from_fn(|i| x.words(first + i));
             let sums = core::array::from_fn(|i| x.sums(first + i));
-            for (i, sums) in four(&group, words, sums).iter().enumerate() {
-                report(index, group.head, first + i, sums);
-            }
+            report(index, group.head, first, &four(&group, words, sums));
         }
         for token in whole..x.tokens() {
-            report(index, group.head, token, &one(&group, [x.words(token)], [x.sums(token)])[0]);
+            report(index, group.head, token, &one(&group, [x.words(token)], [x.sums(token)]));
         }
     }
 }

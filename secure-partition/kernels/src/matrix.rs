@@ -76,15 +76,31 @@ impl<'a> Matrix<'a> {
         self.groups_in(index..index + 1).next().expect("a range of one")
     }
 
+    /// Bytes of one group.
+    #[inline]
+    pub(crate) const fn group_bytes(&self) -> usize {
+        self.format.group_bytes(self.cols)
+    }
+
+    /// The bytes of some groups.
+    ///
+    /// # Panics
+    /// If there are no such groups.
+    #[inline]
+    pub(crate) fn bytes(&self, groups: Range<usize>) -> &'a [u8] {
+        let bytes = self.group_bytes();
+        &self.bytes[groups.start * bytes..groups.end * bytes]
+    }
+
     /// The parts of some groups.
     ///
     /// # Panics
     /// If there are no such groups.
     #[inline]
     pub(crate) fn groups_in(&self, range: Range<usize>) -> impl Iterator<Item = Group<'a>> + use<'a> {
-        let (format, bytes) = (self.format, self.format.group_bytes(self.cols));
+        let format = self.format;
         let minima = self.cols / BLOCK * format.minima_bytes();
-        self.bytes[range.start * bytes..range.end * bytes].chunks_exact(bytes).map(move |group| {
+        self.bytes(range).chunks_exact(self.group_bytes()).map(move |group| {
             let (head, rest) = group.split_first_chunk().expect("a group is longer than its head");
             let (minima, blocks) = rest.split_at(minima);
             Group { format, head, minima, blocks }

@@ -241,59 +241,82 @@ pub(crate) fn store(rows: &RowSums) -> [i64; GROUP] {
     out
 }
 
-/// Scales the sums of a whole group and puts them to `out` from `at` on; answers whether it could. |sums| < 2^59.
+/// Scales the sums of a whole group and some tokens and puts them to `out`, from `at` on and every `stride` elements; answers
+/// whether it could. |sums| < 2^59.
 #[inline]
 pub(crate) fn finish(
-    sums: &[i64; GROUP],
+    sums: &[[i64; GROUP]],
     head: &[u8; GROUP_HEAD],
-    exponent: i32,
+    exponents: &[i32],
+    frac: i32,
     out: Output,
     at: usize,
+    stride: usize,
 ) -> bool {
-    // SAFETY: NEON is there; the loads are of 8 sums and 8 shifts.
-    let rows = unsafe {
+    let (mut least, mut most) = (i32::MAX, i32::MIN);
+    for &exponent in exponents {
+        (least, most) = (least.min(exponent), most.max(exponent));
+    }
+    let (least, most) = (least.saturating_sub(frac), most.saturating_sub(frac));
+    let saturated = least == i32::MIN || most == i32::MAX;
+    // SAFETY: NEON is there; `load` checks its bounds.
+    let shifts = unsafe {
         let shifts: [_; 2] = [0, 16].map(|i| vreinterpretq_s32_s8(load(head, i)));
-        let exponent = vdupq_n_s32(exponent);
-        let shifts = shifts.map(|shifts| vqaddq_s32(shifts, exponent));
         // The common case, that every shift is to the right and by less than the sums' length: (shift - 1) < 62.
         let one = vdupq_n_s32(1);
-        let largest = vmaxq_u32(
-            vreinterpretq_u32_s32(vsubq_s32(shifts[0], one)),
-            vreinterpretq_u32_s32(vsubq_s32(shifts[1], one)),
-        );
-        if vmaxvq_u32(largest) >= 62 {
+        let below =
+            |shift, exponent| vreinterpretq_u32_s32(vsubq_s32(vqaddq_s32(shift, vdupq_n_s32(exponent)), one));
+        let mut largest = vmaxq_u32(below(shifts[0], least), below(shifts[1], least));
+        if sums.len() > 1 {
+            largest = vmaxq_u32(largest, vmaxq_u32(below(shifts[0], most), below(shifts[1], most)));
+        }
+        if saturated || vmaxvq_u32(largest) >= 62 {
             return false;
         }
-        let left = shifts.map(|shifts| vnegq_s32(shifts));
-        let shifts = [
-            vmovl_s32(vget_low_s32(left[0])),
-            vmovl_high_s32(left[0]),
-            vmovl_s32(vget_low_s32(left[1])),
-            vmovl_high_s32(left[1]),
-        ];
+        [
+            vmovl_s32(vget_low_s32(shifts[0])),
+            vmovl_high_s32(shifts[0]),
+            vmovl_s32(vget_low_s32(shifts[1])),
+            vmovl_high_s32(shifts[1]),
+        ]
+    };
+    let scaled = |sums: &[i64; GROUP], exponent: i32| {
         let mut rows = no_rows();
-        for ((row, shifts), sums) in rows.iter_mut().zip(shifts).zip(sums.as_chunks::<2>().0) {
-            *row = vrshlq_s64(vld1q_s64(sums.as_ptr()), shifts);
+        // SAFETY: NEON is there; the loads are of 8 sums.
+        unsafe {
+            let left = vdupq_n_s64(i64::from(frac) - i64::from(exponent));
+            for ((row, shift), sums) in rows.iter_mut().zip(shifts).zip(sums.as_chunks::<2>().0) {
+                *row = vrshlq_s64(vld1q_s64(sums.as_ptr()), vsubq_s64(left, shift));
+            }
         }
         rows
     };
+    let (tokens, end) = (sums.iter().zip(exponents), at + (sums.len() - 1) * stride + GROUP);
     match out {
         Output::Store(out) => {
-            let out = &out[at..][..GROUP];
-            // SAFETY: NEON is there; the stores are of 8 elements.
-            unsafe {
-                let low = vqmovn_high_s64(vqmovn_s64(rows[0]), rows[1]);
-                let high = vqmovn_high_s64(vqmovn_s64(rows[2]), rows[3]);
-                store_shared(out.as_ptr().cast(), vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high));
+            let mut to = out[..end][at..].as_ptr();
+            for (sums, &exponent) in tokens {
+                let rows = scaled(sums, exponent);
+                // SAFETY: NEON is there; the stores are of 8 elements, the last ones before `end`.
+                unsafe {
+                    let low = vqmovn_high_s64(vqmovn_s64(rows[0]), rows[1]);
+                    let high = vqmovn_high_s64(vqmovn_s64(rows[2]), rows[3]);
+                    store_shared(to.cast(), vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high));
+                }
+                to = to.wrapping_add(stride);
             }
         }
         Output::Add { before, after } => {
-            let (before, after) = (&before[at..][..GROUP], &after[at..][..GROUP]);
-            // SAFETY: NEON is there; the loads and stores are of 8 elements.
-            unsafe {
-                let sum = |i: usize| vqaddq_s64(vld1q_s64(before[2 * i..].as_ptr()), rows[i]);
-                store_shared(after.as_ptr().cast(), sum(0), sum(1));
-                store_shared(after[4..].as_ptr().cast(), sum(2), sum(3));
+            let (mut from, mut to) = (before[..end][at..].as_ptr(), after[..end][at..].as_ptr());
+            for (sums, &exponent) in tokens {
+                let rows = scaled(sums, exponent);
+                // SAFETY: NEON is there; the loads and stores are of 8 elements, the last ones before `end`.
+                unsafe {
+                    let sum = |i: usize| vqaddq_s64(vld1q_s64(from.add(2 * i)), rows[i]);
+                    store_shared(to.cast(), sum(0), sum(1));
+                    store_shared(to.add(4).cast(), sum(2), sum(3));
+                }
+                (from, to) = (from.wrapping_add(stride), to.wrapping_add(stride));
             }
         }
     }

@@ -1,53 +1,224 @@
-//! Scalable vectors with `FEAT_SVE2` and `FEAT_I8MM`: for one token, 4 rows of 4 columns in each 16 bytes of a vector; for many,
-//! two rows of 8 columns. Vectors of 32 and of 64 bytes; longer ones are used as if they had 64.
+//! One token with scalable vectors and `FEAT_SVE2`: 4 rows of 4 columns in each 16 bytes of a vector. Vectors of 32 and of 64
+//! bytes; longer ones are used as if they had 64. (Many tokens: `sve_batch`.)
 //!
 //! A loop over blocks is one `asm!` block, as the compiler has no scalable types. Its twin is [`crate::plain::group`].
 
 use core::arch::asm;
 
-use crate::batch::Strip;
-use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
-use crate::isa::Kernel;
-use crate::matrix::Group;
-use crate::neon::{minima, store};
+use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, SCALES};
 
-/// Sums of four rows: those of even and those of odd ones, i64, in each 16 bytes of a vector those of some columns.
-type Lanes = [[i64; 8]; 2];
+/// Groups that are multiplied at once.
+pub(crate) const GROUPS: usize = 4;
+/// Sums of some groups' rows.
+pub(crate) type Sums<const G: usize> = [[i64; GROUP]; G];
 
-/// Twin of [`crate::plain::group`] for one token. The mantissas are in [`crate::activations::Layout::Planes`], for vectors of
-/// `LENGTH` bytes.
+/// Twin of [`crate::plain::group`] for one token and one group or [`GROUPS`], which lie one behind the other. The mantissas are
+/// in [`crate::activations::Layout::Planes`], for vectors of `LENGTH` bytes.
+///
+/// # Panics
+/// If the groups are not of as many columns as `x`, or the block sums not of as many blocks.
 ///
 /// # Safety
 /// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64.
-pub(crate) unsafe fn group<const LENGTH: usize>(group: &Group, x: &[i16], sums: &[i32]) -> [i64; GROUP] {
-    let bytes = group.format.block_bytes();
-    let blocks = x.len() / BLOCK;
-    let block = group.blocks[..blocks * bytes].as_ptr();
-    let nibbles_at = bytes - NIBBLES;
+#[inline]
+pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
+    format: Format,
+    groups: &[u8],
+    x: &[i16],
+    sums: &[i32],
+) -> Sums<G> {
+    const { assert!(G == 1 || G == GROUPS) };
+    let (each, count) = (format.group_bytes(x.len()), x.len() / BLOCK);
+    assert!(groups.len() == G * each && sums.len() == count, "groups and sums of so many columns");
+    let (bytes, minima_bytes) = (format.block_bytes(), count * format.minima_bytes());
+    // SAFETY: inside the groups: the minima of each, and its blocks.
+    let (minima, blocks) =
+        unsafe { (groups.as_ptr().add(GROUP_HEAD), groups.as_ptr().add(GROUP_HEAD + minima_bytes)) };
+    let mut out = [[0; GROUP]; G];
     // SAFETY: that many blocks are there, and as many mantissas; the caller promises the instructions.
     unsafe {
-        let nibbles = || multiply::<LENGTH, true>(block, bytes, nibbles_at, x.as_ptr(), blocks);
-        let octets = || multiply::<LENGTH, false>(block, bytes, SCALES, x.as_ptr(), blocks);
-        match group.format {
+        match format {
             Format::Q4Min => {
-                let [minima] = minima::<1, 7, 7>([group], sums);
-                let (mut out, [high, low]) = (store(&minima), nibbles());
-                for row in 0..HALF {
-                    out[row] += high[row];
-                    // A low nibble counts sixteen times.
-                    out[HALF + row] += low[row] << 4;
-                }
-                out
+                start::<LENGTH, G>(minima, each, sums, &mut out);
+                multiply::<LENGTH, true, G>(blocks, each, bytes, SCALES, x.as_ptr(), count, &mut out);
             }
-            Format::Q8 => *octets().as_flattened().as_array().expect("two halves"),
-            Format::W16 | Format::Vector => [0; GROUP],
+            Format::Q8 => {
+                multiply::<LENGTH, false, G>(blocks, each, bytes, SCALES, x.as_ptr(), count, &mut out)
+            }
+            Format::W16 | Format::Vector => {}
         }
     }
+    out
 }
 
-/// Sums of rows 0 to 3, over all columns.
-fn fold<const LENGTH: usize>(lanes: &Lanes) -> [i64; HALF] {
-    core::array::from_fn(|row| (row / 2..LENGTH / 8).step_by(2).map(|lane| lanes[row % 2][lane]).sum())
+/// For each row of a group, where the minima of four blocks are among those of these blocks.
+static BY_ROW: [u16; 4 * GROUP] = {
+    let mut table = [0; 4 * GROUP];
+    let mut i = 0;
+    while i < table.len() {
+        table[i] = (i % 4 * GROUP + i / 4) as u16;
+        i += 1;
+    }
+    table
+};
+
+/// Sets the sums to the products of the groups' minima with a token's block sums, times 128.
+///
+/// A block's sum is `1024 * high + low`, see [`crate::activations::split_sum`]; the halves of four blocks' sums are multiplied
+/// as 16-bit numbers and added up in 64 bits.
+///
+/// # Safety
+/// That of [`groups`]; every `each` bytes from `minima` on there are the minima of as many blocks as there are sums.
+unsafe fn start<const LENGTH: usize, const G: usize>(
+    minima: *const u8,
+    each: usize,
+    sums: &[i32],
+    out: &mut Sums<G>,
+) {
+    let minima = |group: usize| minima.wrapping_add(group % G * each);
+    // Four blocks of all groups; sums of rows 0..4 and 4..8, or of all rows, go to the last registers named.
+    macro_rules! four_blocks {
+        (64, $m:literal, $high:literal, $low:literal) => {
+            concat!(
+                "ld1h {{z4.h}}, p2/z, [",
+                $m,
+                ", {i}, lsl #1]\n",
+                "tbl z4.h, {{z4.h}}, z0.h\n",
+                "sdot ",
+                $high,
+                ".d, z4.h, z3.h\n",
+                "sdot ",
+                $low,
+                ".d, z4.h, z2.h\n"
+            )
+        };
+        (32, $m:literal, $high:literal, $low:literal, $high_4:literal, $low_4:literal) => {
+            concat!(
+                "ld1h {{z4.h}}, p2/z, [",
+                $m,
+                ", {i}, lsl #1]\n",
+                "ld1h {{z5.h}}, p3/z, [",
+                $m,
+                ", {j}, lsl #1]\n",
+                "tbl z6.h, {{z4.h, z5.h}}, z0.h\n",
+                "tbl z7.h, {{z4.h, z5.h}}, z1.h\n",
+                "sdot ",
+                $high,
+                ".d, z6.h, z3.h\n",
+                "sdot ",
+                $low,
+                ".d, z6.h, z2.h\n",
+                "sdot ",
+                $high_4,
+                ".d, z7.h, z3.h\n",
+                "sdot ",
+                $low_4,
+                ".d, z7.h, z2.h\n"
+            )
+        };
+    }
+    macro_rules! store {
+        ($high:literal, $low:literal) => {
+            concat!(
+                "lsl ",
+                $high,
+                ".d, ",
+                $high,
+                ".d, #10\n",
+                "add ",
+                $high,
+                ".d, ",
+                $high,
+                ".d, ",
+                $low,
+                ".d\n",
+                "lsl ",
+                $high,
+                ".d, ",
+                $high,
+                ".d, #7\n",
+                "st1d {{",
+                $high,
+                ".d}}, p0, [{out}]\n",
+                "add {out}, {out}, {rows}\n"
+            )
+        };
+    }
+    macro_rules! run {
+        ($table:expr, $blocks:expr, $store:expr, $($m:tt)*) => {
+            // SAFETY: loads are predicated by the number of blocks, of which there are minima and sums; the table has 32 entries;
+            // the stores are of 8 sums a group. The caller promises the instructions.
+            unsafe {
+                asm!(
+                    ".arch_extension sve2",
+                    $table,
+                    "mov z16.d, #0", "mov z17.d, #0", "mov z18.d, #0", "mov z19.d, #0",
+                    "mov z20.d, #0", "mov z21.d, #0", "mov z22.d, #0", "mov z23.d, #0",
+                    "mov z24.d, #0", "mov z25.d, #0", "mov z26.d, #0", "mov z27.d, #0",
+                    "mov z28.d, #0", "mov z29.d, #0", "mov z30.d, #0", "mov z31.d, #0",
+                    "2:",
+                    "whilelo p1.s, {k}, {blocks}",
+                    "ld1rqw {{z8.s}}, p1/z, [{sums}, {k}, lsl #2]",
+                    "whilelo p2.h, {i}, {end}", "whilelo p3.h, {j}, {end}",
+                    "uzp1 z2.h, z8.h, z8.h", "uzp2 z3.h, z8.h, z8.h",
+                    $blocks,
+                    "add {k}, {k}, #4", "add {i}, {i}, #32", "add {j}, {j}, #32",
+                    "cmp {k}, {blocks}",
+                    "b.lo 2b",
+                    $store,
+                    ".arch_extension nosve2", ".arch_extension nosve",
+                    $($m)*
+                    table = in(reg) BY_ROW.as_ptr(), sums = in(reg) sums.as_ptr(), blocks = in(reg) sums.len(),
+                    end = in(reg) sums.len() * GROUP, rows = in(reg) LENGTH,
+                    k = inout(reg) 0_usize => _, i = inout(reg) 0_usize => _, j = inout(reg) GROUP * 2 => _,
+                    out = inout(reg) out.as_mut_ptr() => _,
+                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+                    out("v7") _, out("v8") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
+                    out("v21") _, out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _,
+                    out("v28") _, out("v29") _, out("v30") _, out("v31") _, out("p0") _, out("p1") _, out("p2") _,
+                    out("p3") _, options(nostack)
+                );
+            }
+        };
+    }
+    match (LENGTH, G) {
+        (32, 1) => run!(
+            concat!(
+                "ptrue p0.d, vl4\n", "ptrue p1.h, vl16\n",
+                "ld1h {{z0.h}}, p1/z, [{table}]\n", "ld1h {{z1.h}}, p1/z, [{table}, #1, mul vl]\n"
+            ),
+            four_blocks!(32, "{m}", "z16", "z17", "z18", "z19"),
+            concat!(store!("z16", "z17"), store!("z18", "z19")),
+            m = in(reg) minima(0),
+        ),
+        (32, _) => run!(
+            concat!(
+                "ptrue p0.d, vl4\n", "ptrue p1.h, vl16\n",
+                "ld1h {{z0.h}}, p1/z, [{table}]\n", "ld1h {{z1.h}}, p1/z, [{table}, #1, mul vl]\n"
+            ),
+            concat!(
+                four_blocks!(32, "{m}", "z16", "z17", "z18", "z19"), four_blocks!(32, "{n}", "z20", "z21", "z22", "z23"),
+                four_blocks!(32, "{o}", "z24", "z25", "z26", "z27"), four_blocks!(32, "{p}", "z28", "z29", "z30", "z31")
+            ),
+            concat!(
+                store!("z16", "z17"), store!("z18", "z19"), store!("z20", "z21"), store!("z22", "z23"),
+                store!("z24", "z25"), store!("z26", "z27"), store!("z28", "z29"), store!("z30", "z31")
+            ),
+            m = in(reg) minima(0), n = in(reg) minima(1), o = in(reg) minima(2), p = in(reg) minima(3),
+        ),
+        (_, 1) => {
+            run!("ptrue p0.d, vl8\nptrue p1.h, vl32\nld1h {{z0.h}}, p1/z, [{table}]\n", four_blocks!(64, "{m}", "z16", "z17"), store!("z16", "z17"), m = in(reg) minima(0),)
+        }
+        _ => run!(
+            "ptrue p0.d, vl8\nptrue p1.h, vl32\nld1h {{z0.h}}, p1/z, [{table}]\n",
+            concat!(
+                four_blocks!(64, "{m}", "z16", "z17"), four_blocks!(64, "{n}", "z18", "z19"),
+                four_blocks!(64, "{o}", "z20", "z21"), four_blocks!(64, "{p}", "z22", "z23")
+            ),
+            concat!(store!("z16", "z17"), store!("z18", "z19"), store!("z20", "z21"), store!("z22", "z23")),
+            m = in(reg) minima(0), n = in(reg) minima(1), o = in(reg) minima(2), p = in(reg) minima(3),
+        ),
+    }
 }
 
 /// Dot products of four rows with vectors of 32 bytes: 256 * (weights . h) + weights . l.
@@ -79,376 +250,182 @@ macro_rules! dots_64 {
     };
 }
 
-/// Sums of all blocks of a group, of rows 0..4 and of rows 4..8. With `NIBBLE`, those of 16 * high nibble and of low nibble of
-/// the 128 bytes that lie `from` bytes into each block; otherwise of the 256 octets there.
+/// A block of a group: the weights of rows 0..4 (or whole bytes) in z4 to z7, those of rows 4..8 (or low nibbles) in z8 to
+/// z11. Adds the products with the scales to the sums of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+macro_rules! block {
+    (@ $block:literal, $weights:expr, $first:expr, $second:expr, $combine:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
+        concat!(
+            "ld1sh {{z2.s}}, p1/z, [", $block, ", {scales}, lsl #1]\n", $weights,
+            "mov z3.q, z2.q[1]\n", "mov z2.q, z2.q[0]\n", $first, $second, $combine,
+            "smlalb ", $a, ".d, z12.s, z2.s\n", "smlalt ", $b, ".d, z12.s, z2.s\n",
+            "smlalb ", $c, ".d, z13.s, z3.s\n", "smlalt ", $d, ".d, z13.s, z3.s\n",
+            "add ", $block, ", ", $block, ", {bytes}\n"
+        )
+    };
+    (32, true, $block:literal, $($sums:literal),*) => {
+        block!(
+            @ $block,
+            concat!(
+                "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", #1, mul vl]\n",
+                "ld1b {{z6.b}}, p0/z, [", $block, ", #2, mul vl]\n", "ld1b {{z7.b}}, p0/z, [", $block, ", #3, mul vl]\n",
+                "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n", "and z10.d, z6.d, z14.d\n", "and z11.d, z7.d, z14.d\n"
+            ),
+            dots_32!("z12", "z4", "z5", "z6", "z7"), dots_32!("z13", "z8", "z9", "z10", "z11"),
+            "sub z12.s, z12.s, z13.s\n", $($sums),*
+        )
+    };
+    (32, false, $block:literal, $($sums:literal),*) => {
+        block!(
+            @ $block,
+            concat!(
+                "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", #1, mul vl]\n",
+                "ld1b {{z6.b}}, p0/z, [", $block, ", #2, mul vl]\n", "ld1b {{z7.b}}, p0/z, [", $block, ", #3, mul vl]\n",
+                "ld1b {{z8.b}}, p0/z, [", $block, ", #4, mul vl]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", #5, mul vl]\n",
+                "ld1b {{z10.b}}, p0/z, [", $block, ", #6, mul vl]\n", "ld1b {{z11.b}}, p0/z, [", $block, ", #7, mul vl]\n"
+            ),
+            dots_32!("z12", "z4", "z5", "z6", "z7"), dots_32!("z13", "z8", "z9", "z10", "z11"), "", $($sums),*
+        )
+    };
+    (64, true, $block:literal, $($sums:literal),*) => {
+        block!(
+            @ $block,
+            concat!(
+                "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
+                "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n"
+            ),
+            dots_64!("z12", "z4", "z5"), dots_64!("z13", "z8", "z9"), "sub z12.s, z12.s, z13.s\n", $($sums),*
+        )
+    };
+    (64, false, $block:literal, $($sums:literal),*) => {
+        block!(
+            @ $block,
+            concat!(
+                "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
+                "ld1b {{z8.b}}, p0/z, [", $block, ", x14]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", x15]\n"
+            ),
+            dots_64!("z12", "z4", "z5"), dots_64!("z13", "z8", "z9"), "", $($sums),*
+        )
+    };
+}
+
+/// Adds up the columns of a group's sums, and those to the sums at `out`. The last register is the one behind the sums. Rows
+/// 4..8 are shifted first.
+macro_rules! fold {
+    (32, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
+        concat!(
+            "zip1 z0.d, ", $a, ".d, ", $b, ".d\n", "zip2 z1.d, ", $a, ".d, ", $b, ".d\n",
+            "zip1 z2.d, ", $c, ".d, ", $d, ".d\n", "zip2 z3.d, ", $c, ".d, ", $d, ".d\n",
+            "add z0.d, z0.d, z1.d\n", "add z1.d, z2.d, z3.d\n", fold!(@ $shift)
+        )
+    };
+    (64, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
+        concat!(
+            "ext z0.b, {{", $a, ".b, ", $b, ".b}}, #32\n", "ext z1.b, {{", $b, ".b, ", $c, ".b}}, #32\n",
+            "ext z2.b, {{", $c, ".b, ", $d, ".b}}, #32\n", "ext z3.b, {{", $d, ".b, ", $e, ".b}}, #32\n",
+            "add ", $a, ".d, ", $a, ".d, z0.d\n", "add ", $b, ".d, ", $b, ".d, z1.d\n",
+            "add ", $c, ".d, ", $c, ".d, z2.d\n", "add ", $d, ".d, ", $d, ".d, z3.d\n",
+            "zip1 z0.d, ", $a, ".d, ", $b, ".d\n", "zip1 z1.d, ", $c, ".d, ", $d, ".d\n",
+            "ext z2.b, {{z0.b, z1.b}}, #32\n", "ext z3.b, {{z1.b, z2.b}}, #32\n",
+            "add z0.d, z0.d, z2.d\n", "add z1.d, z1.d, z3.d\n", fold!(@ $shift)
+        )
+    };
+    (@ $shift:literal) => {
+        concat!(
+            "lsl z1.d, z1.d, #", $shift, "\n", "add {second}, {out}, #32\n",
+            "ld1d {{z2.d}}, p2/z, [{out}]\n", "ld1d {{z3.d}}, p2/z, [{second}]\n",
+            "add z0.d, z0.d, z2.d\n", "add z1.d, z1.d, z3.d\n",
+            "st1d {{z0.d}}, p2, [{out}]\n", "st1d {{z1.d}}, p2, [{second}]\n", "add {out}, {out}, #64\n"
+        )
+    };
+}
+
+/// Adds the products of some groups' blocks. With `NIBBLE`, those of 16 * high and 16 * low nibble of the 128 bytes that lie
+/// `from` bytes into each block; otherwise of the 256 octets there.
 ///
 /// # Safety
-/// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64; there are that many blocks of `bytes` bytes
-/// from `block` on, and as many times 64 bytes of mantissas at `x`.
-unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool>(
-    block: *const u8,
+/// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64; there are `count` blocks of `bytes` bytes
+/// from `blocks` on and in each further `each` bytes, and as many times 64 bytes of mantissas at `x`.
+unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
+    blocks: *const u8,
+    each: usize,
     bytes: usize,
     from: usize,
     x: *const i16,
-    blocks: usize,
-) -> [[i64; HALF]; 2] {
-    let mut out: [Lanes; 2] = [[[0; 8]; 2]; 2];
-    if blocks == 0 {
-        return [[0; HALF]; 2];
+    count: usize,
+    out: &mut Sums<G>,
+) {
+    if count == 0 {
+        return;
     }
-    // The weights of rows 0..4 (or whole bytes) go to z4 and on, those of rows 4..8 (or low nibbles) to z8 and on.
+    let blocks = |group: usize| blocks.wrapping_add(group % G * each + from);
     macro_rules! run {
-        ($length:literal, $load:expr, $second:expr, $first_dots:expr, $second_dots:expr, $combine:literal) => {
-            // SAFETY: the caller's promise; `out` has room for four vectors of 64 bytes.
+        ($length:literal, $x:literal, $blocks:expr, $fold:expr, $($b:tt)*) => {
+            // SAFETY: the caller's promise; the loads and stores of sums are of 8 a group.
             unsafe {
                 asm!(
-                    ".arch_extension sve2", ".arch_extension i8mm",
+                    ".arch_extension sve2",
                     concat!("ptrue p0.b, vl", $length),
-                    "ptrue p1.s, vl8", "mov z18.b, #15",
-                    "mov z20.d, #0", "mov z21.d, #0", "mov z22.d, #0", "mov z23.d, #0",
+                    "ptrue p1.s, vl8", "ptrue p2.d, vl4", "mov z14.b, #15",
+                    "mov z15.d, #0", "mov z16.d, #0", "mov z17.d, #0", "mov z18.d, #0",
+                    "mov z19.d, #0", "mov z20.d, #0", "mov z21.d, #0", "mov z22.d, #0",
+                    "mov z23.d, #0", "mov z24.d, #0", "mov z25.d, #0", "mov z26.d, #0",
+                    "mov z27.d, #0", "mov z28.d, #0", "mov z29.d, #0", "mov z30.d, #0",
                     "2:",
-                    "ld1sh {{z2.s}}, p1/z, [{block}]",
-                    "add x15, {block}, {from}",
-                    "add {block}, {block}, {bytes}",
-                    $load,
-                    $second,
+                    "ld1b {{z0.b}}, p0/z, [{x}]", $x,
+                    $blocks,
                     "add {x}, {x}, #64",
-                    "mov z3.q, z2.q[1]", "mov z2.q, z2.q[0]",
-                    $first_dots, $second_dots, $combine,
-                    "subs {blocks}, {blocks}, #1",
-                    "smlalb z20.d, z16.s, z2.s", "smlalt z21.d, z16.s, z2.s",
-                    "smlalb z22.d, z17.s, z3.s", "smlalt z23.d, z17.s, z3.s",
+                    "subs {count}, {count}, #1",
                     "b.ne 2b",
-                    "st1d {{z20.d}}, p0, [{out}]",
-                    "add {out}, {out}, #64", "st1d {{z21.d}}, p0, [{out}]",
-                    "add {out}, {out}, #64", "st1d {{z22.d}}, p0, [{out}]",
-                    "add {out}, {out}, #64", "st1d {{z23.d}}, p0, [{out}]",
+                    $fold,
                     ".arch_extension nosve2", ".arch_extension nosve",
-                    block = inout(reg) block => _, bytes = in(reg) bytes, x = inout(reg) x => _, from = in(reg) from,
-                    blocks = inout(reg) blocks => _, out = inout(reg) out.as_mut_ptr() => _,
-                    in("x13") 64, in("x14") 128, in("x16") 192, out("x15") _,
+                    $($b)*
+                    bytes = in(reg) bytes, scales = in(reg) -(from.cast_signed() / 2), x = inout(reg) x => _,
+                    count = inout(reg) count => _, out = inout(reg) out.as_mut_ptr() => _, second = out(reg) _,
+                    in("x13") 64, in("x14") 128, in("x15") 192,
                     out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
-                    out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v16") _, out("v17") _,
-                    out("v18") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _, out("p0") _, out("p1") _,
+                    out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
+                    out("v14") _, out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
+                    out("v21") _, out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _,
+                    out("v28") _, out("v29") _, out("v30") _, out("p0") _, out("p1") _, out("p2") _,
                     options(nostack)
                 );
             }
         };
     }
-    macro_rules! run_32 {
-        ($second:expr, $combine:literal) => {
-            run!(
-                32,
-                concat!(
-                    "ld1b {{z4.b}}, p0/z, [x15]\nld1b {{z5.b}}, p0/z, [x15, #1, mul vl]\n",
-                    "ld1b {{z6.b}}, p0/z, [x15, #2, mul vl]\nld1b {{z7.b}}, p0/z, [x15, #3, mul vl]\n",
-                    "ld1b {{z0.b}}, p0/z, [{x}]\nld1b {{z1.b}}, p0/z, [{x}, #1, mul vl]\n"
-                ),
-                $second,
-                dots_32!("z16", "z4", "z5", "z6", "z7"),
-                dots_32!("z17", "z8", "z9", "z10", "z11"),
-                $combine
-            )
-        };
-    }
-    macro_rules! run_64 {
-        ($second:expr, $combine:literal) => {
-            run!(
-                64,
-                concat!(
-                    "ld1b {{z4.b}}, p0/z, [x15]\nld1b {{z5.b}}, p0/z, [x15, x13]\n",
-                    "ld1b {{z0.b}}, p0/z, [{x}]\n"
-                ),
-                $second,
-                dots_64!("z16", "z4", "z5"),
-                dots_64!("z17", "z8", "z9"),
-                $combine
-            )
+    macro_rules! some_groups {
+        ($length:tt, $bytes:literal, $x:literal, $nibble:tt, $shift:literal) => {
+            if G == 1 {
+                run!(
+                    $bytes, $x,
+                    block!($length, $nibble, "{b}", "z15", "z16", "z17", "z18"),
+                    fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
+                    b = inout(reg) blocks(0) => _,
+                )
+            } else {
+                run!(
+                    $bytes, $x,
+                    concat!(
+                        block!($length, $nibble, "{b}", "z15", "z16", "z17", "z18"),
+                        block!($length, $nibble, "{c}", "z19", "z20", "z21", "z22"),
+                        block!($length, $nibble, "{d}", "z23", "z24", "z25", "z26"),
+                        block!($length, $nibble, "{e}", "z27", "z28", "z29", "z30")
+                    ),
+                    concat!(
+                        fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
+                        fold!($length, $shift, "z19", "z20", "z21", "z22", "z23"),
+                        fold!($length, $shift, "z23", "z24", "z25", "z26", "z27"),
+                        fold!($length, $shift, "z27", "z28", "z29", "z30", "z31")
+                    ),
+                    b = inout(reg) blocks(0) => _, c = inout(reg) blocks(1) => _,
+                    d = inout(reg) blocks(2) => _, e = inout(reg) blocks(3) => _,
+                )
+            }
         };
     }
     match (LENGTH, NIBBLE) {
-        (32, true) => run_32!(
-            concat!(
-                "and z8.d, z4.d, z18.d\nand z9.d, z5.d, z18.d\n",
-                "and z10.d, z6.d, z18.d\nand z11.d, z7.d, z18.d\n"
-            ),
-            "sub z16.s, z16.s, z17.s"
-        ),
-        (32, false) => run_32!(
-            concat!(
-                "ld1b {{z8.b}}, p0/z, [x15, #4, mul vl]\nld1b {{z9.b}}, p0/z, [x15, #5, mul vl]\n",
-                "ld1b {{z10.b}}, p0/z, [x15, #6, mul vl]\nld1b {{z11.b}}, p0/z, [x15, #7, mul vl]\n"
-            ),
-            ""
-        ),
-        (_, true) => {
-            run_64!(concat!("and z8.d, z4.d, z18.d\nand z9.d, z5.d, z18.d\n"), "sub z16.s, z16.s, z17.s")
-        }
-        (_, false) => {
-            run_64!(concat!("ld1b {{z8.b}}, p0/z, [x15, x14]\nld1b {{z9.b}}, p0/z, [x15, x16]\n"), "")
-        }
-    }
-    [fold::<LENGTH>(&out[0]), fold::<LENGTH>(&out[1])]
-}
-
-/// Adds the products of a strip with `P` pairs of tokens; answers how many tokens. With vectors of 64 bytes, of both of its
-/// groups.
-///
-/// # Safety
-/// The CPU has what `kernel` needs.
-pub(crate) unsafe fn tile<const P: usize>(
-    kernel: Kernel,
-    strip: &Strip,
-    blocks: usize,
-    x: [&[i16]; P],
-    sums: [&mut [[i64; GROUP]]; 2],
-) -> usize {
-    const { assert!(P == 1 || P == 3) };
-    let [first, second] = sums;
-    let (first, second) = (&mut first[..2 * P], &mut second[..2 * P]);
-    assert!(blocks > 0 && blocks <= strip.weights.len(), "a chunk of a strip");
-    for x in x {
-        assert!(x.len() >= 2 * BLOCK * blocks, "a chunk of each token");
-    }
-    let whole = kernel == Kernel::Sve64;
-    let first = first.as_mut_ptr().cast::<i64>();
-    // SAFETY: the second half of a group's rows.
-    let half = unsafe { first.add(HALF) };
-    let operands = Operands {
-        weights: strip.weights.as_ptr().cast(),
-        scales: strip.scales.as_ptr().cast(),
-        blocks,
-        // Rows of the second vector: those of the other group, or the other half of the same.
-        sums: [first, if whole { second.as_mut_ptr().cast() } else { half }],
-        apart: if whole { OCTETS } else { 32 },
-        length: if whole { 64 } else { 32 },
-    };
-    // SAFETY: the strip has that many blocks, and so do the tokens; the sums have room for 2 * P tokens; the caller promises the
-    // instructions.
-    unsafe {
-        if P == 1 {
-            one_pair(&operands, x[0].as_ptr());
-        } else {
-            three_pairs(&operands, [x[0].as_ptr(), x[P / 2].as_ptr(), x[P - 1].as_ptr()]);
-        }
-    }
-    2 * P
-}
-
-/// What the loops over a strip's blocks take.
-struct Operands {
-    weights: *const u8,
-    scales: *const i32,
-    blocks: usize,
-    /// Of the rows of the first vector of weights and of the second, 64 bytes a token.
-    sums: [*mut i64; 2],
-    /// Bytes between the two vectors.
-    apart: usize,
-    /// Bytes of a vector, and between the scales of the two.
-    length: usize,
-}
-
-/// Eight columns, from byte `$at` of a pair's mantissas on: adds the products with the weights in `$first` and `$second`.
-macro_rules! eight_columns {
-    ($x:literal, $at:literal, $sum:literal, $other:literal, $first:literal, $second:literal) => {
-        concat!(
-            "ld1rqb {{z8.b}}, p0/z, [",
-            $x,
-            ", #",
-            $at,
-            "]\n",
-            "smmla ",
-            $sum,
-            ".s, ",
-            $first,
-            ".b, z8.b\n",
-            "smmla ",
-            $other,
-            ".s, ",
-            $second,
-            ".b, z8.b\n"
-        )
-    };
-}
-
-/// Both planes of a block of a pair of tokens.
-macro_rules! pair {
-    ($x:literal, $sum:literal, $other:literal) => {
-        concat!(
-            "mov ",
-            $sum,
-            ".s, #0\n",
-            "mov ",
-            $other,
-            ".s, #0\n",
-            eight_columns!($x, 0, $sum, $other, "z0", "z1"),
-            eight_columns!($x, 16, $sum, $other, "z2", "z3"),
-            eight_columns!($x, 32, $sum, $other, "z4", "z5"),
-            eight_columns!($x, 48, $sum, $other, "z6", "z7"),
-            "lsl ",
-            $sum,
-            ".s, ",
-            $sum,
-            ".s, #8\n",
-            "lsl ",
-            $other,
-            ".s, ",
-            $other,
-            ".s, #8\n",
-            eight_columns!($x, 64, $sum, $other, "z0", "z1"),
-            eight_columns!($x, 80, $sum, $other, "z2", "z3"),
-            eight_columns!($x, 96, $sum, $other, "z4", "z5"),
-            eight_columns!($x, 112, $sum, $other, "z6", "z7"),
-            "add ",
-            $x,
-            ", ",
-            $x,
-            ", #128\n"
-        )
-    };
-}
-
-/// Scales the sums of a pair and adds them to those of its tokens.
-macro_rules! add_pair {
-    ($sum:literal, $other:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
-        concat!(
-            "smlalb ",
-            $a,
-            ".d, ",
-            $sum,
-            ".s, z16.s\n",
-            "smlalt ",
-            $b,
-            ".d, ",
-            $sum,
-            ".s, z16.s\n",
-            "smlalb ",
-            $c,
-            ".d, ",
-            $other,
-            ".s, z17.s\n",
-            "smlalt ",
-            $d,
-            ".d, ",
-            $other,
-            ".s, z17.s\n"
-        )
-    };
-}
-
-/// Reads (`ld1d`) or writes (`st1d`) the sums of a pair of tokens and goes to the next.
-macro_rules! pair_sums {
-    ($what:literal, $p:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
-        concat!(
-            $what,
-            " {{",
-            $a,
-            ".d}}, ",
-            $p,
-            ", [{first}]\n",
-            $what,
-            " {{",
-            $b,
-            ".d}}, ",
-            $p,
-            ", [{first}, x13, lsl #3]\n",
-            $what,
-            " {{",
-            $c,
-            ".d}}, ",
-            $p,
-            ", [{second}]\n",
-            $what,
-            " {{",
-            $d,
-            ".d}}, ",
-            $p,
-            ", [{second}, x13, lsl #3]\n",
-            "add {first}, {first}, #128\nadd {second}, {second}, #128\n"
-        )
-    };
-}
-
-/// A strip's blocks times some pairs of tokens.
-macro_rules! strip_loop {
-    ($operands:ident, $read:expr, $pairs:expr, $add:expr, $write:expr, $back:literal, $($x:tt)*) => {
-        asm!(
-            ".arch_extension sve2", ".arch_extension i8mm",
-            "ptrue p0.b, vl32", "cmp {length}, #16", "b.ne 3f", "ptrue p0.b, vl64", "3:",
-            $read,
-            "2:",
-            "ld1b {{z0.b}}, p0/z, [{w}]", "ld1b {{z1.b}}, p0/z, [{v}]",
-            "ld1b {{z2.b}}, p0/z, [{w}, x14]", "ld1b {{z3.b}}, p0/z, [{v}, x14]",
-            "ld1b {{z4.b}}, p0/z, [{w}, x15]", "ld1b {{z5.b}}, p0/z, [{v}, x15]",
-            "ld1b {{z6.b}}, p0/z, [{w}, x16]", "ld1b {{z7.b}}, p0/z, [{v}, x16]",
-            "ld1w {{z16.s}}, p0/z, [{scales}]", "ld1w {{z17.s}}, p0/z, [{scales}, {length}, lsl #2]",
-            $pairs,
-            "add {w}, {w}, #512", "add {v}, {v}, #512", "add {scales}, {scales}, #128",
-            "subs {blocks}, {blocks}, #1",
-            $add,
-            "b.ne 2b",
-            concat!("sub {first}, {first}, #", $back), concat!("sub {second}, {second}, #", $back),
-            $write,
-            ".arch_extension nosve2", ".arch_extension nosve",
-            w = inout(reg) $operands.weights => _, v = inout(reg) $operands.weights.add($operands.apart) => _,
-            scales = inout(reg) $operands.scales => _, length = in(reg) $operands.length / 4,
-            blocks = inout(reg) $operands.blocks => _,
-            first = inout(reg) $operands.sums[0] => _, second = inout(reg) $operands.sums[1] => _,
-            $($x)*
-            in("x13") GROUP, in("x14") 64, in("x15") 128, in("x16") 192,
-            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
-            out("v8") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
-            out("v16") _, out("v17") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _, out("v24") _,
-            out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _, out("v30") _, out("v31") _,
-            out("p0") _, options(nostack)
-        )
-    };
-}
-
-/// # Safety
-/// That of [`tile`]; `x` has as many blocks as the operands.
-unsafe fn one_pair(operands: &Operands, x: *const i16) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        strip_loop!(
-            operands,
-            pair_sums!("ld1d", "p0/z", "z20", "z21", "z22", "z23"),
-            pair!("{x}", "z10", "z11"),
-            add_pair!("z10", "z11", "z20", "z21", "z22", "z23"),
-            pair_sums!("st1d", "p0", "z20", "z21", "z22", "z23"),
-            128,
-            x = inout(reg) x => _,
-        );
-    }
-}
-
-/// # Safety
-/// That of [`tile`]; each of `x` has as many blocks as the operands.
-unsafe fn three_pairs(operands: &Operands, x: [*const i16; 3]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        strip_loop!(
-            operands,
-            concat!(
-                pair_sums!("ld1d", "p0/z", "z20", "z21", "z22", "z23"),
-                pair_sums!("ld1d", "p0/z", "z24", "z25", "z26", "z27"),
-                pair_sums!("ld1d", "p0/z", "z28", "z29", "z30", "z31")
-            ),
-            concat!(
-                pair!("{x}", "z10", "z11"), pair!("{y}", "z12", "z13"), pair!("{z}", "z14", "z15")
-            ),
-            concat!(
-                add_pair!("z10", "z11", "z20", "z21", "z22", "z23"),
-                add_pair!("z12", "z13", "z24", "z25", "z26", "z27"),
-                add_pair!("z14", "z15", "z28", "z29", "z30", "z31")
-            ),
-            concat!(
-                pair_sums!("st1d", "p0", "z20", "z21", "z22", "z23"),
-                pair_sums!("st1d", "p0", "z24", "z25", "z26", "z27"),
-                pair_sums!("st1d", "p0", "z28", "z29", "z30", "z31")
-            ),
-            384,
-            x = inout(reg) x[0] => _, y = inout(reg) x[1] => _, z = inout(reg) x[2] => _,
-        );
+        (32, true) => some_groups!(32, 32, "ld1b {{z1.b}}, p0/z, [{x}, #1, mul vl]", true, 4),
+        (32, false) => some_groups!(32, 32, "ld1b {{z1.b}}, p0/z, [{x}, #1, mul vl]", false, 0),
+        (_, true) => some_groups!(64, 64, "", true, 4),
+        (_, false) => some_groups!(64, 64, "", false, 0),
     }
 }
