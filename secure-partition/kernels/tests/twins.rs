@@ -5,7 +5,7 @@ use flexserve_kernels::activations::{Activations, Layout, MANTISSA_MAX, quantize
 use flexserve_kernels::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
-use flexserve_kernels::matrix::{MAX_COLS, Matrix};
+use flexserve_kernels::matrix::{MAX_COLS, Matrix, ShapeError};
 use std::sync::atomic::{AtomicI32, AtomicI64};
 
 const FORMATS: [Format; 3] = [Format::Q4Min, Format::Q8, Format::W16];
@@ -45,6 +45,11 @@ fn run_with(isa: Isa, weights: &Matrix, values: &[i64], times: usize, frac: i32)
     let layout = isa.layout(tokens);
     let put = |(t, values): (_, &[i64])| quantize(layout, t, &values.repeat(times), 0, &mut words, &mut sums);
     let exponents: Vec<i32> = values.chunks(weights.cols()).enumerate().map(put).collect();
+    if layout == Layout::Words {
+        // No more than there must be, so that a sanitizer sees reads beyond.
+        words.truncate(tokens * cols);
+        words.shrink_to_fit();
+    }
     let x = Activations::new(layout, &words, &sums, &exponents, cols);
     let add = |before: &[i64]| {
         let after: Vec<AtomicI64> = before.iter().map(|_| AtomicI64::new(i64::MIN)).collect();
@@ -129,6 +134,26 @@ fn activations_may_have_columns_to_spare() {
                 );
             }
         }
+    }
+}
+
+/// `FLEXSERVE_SHAPES` says how many, if not 40.
+#[test]
+fn shapes_at_random() {
+    let count =
+        std::env::var("FLEXSERVE_SHAPES").map_or(40, |count| count.parse().expect("a number of shapes"));
+    let mut random = Random(0x5eed_5eed_5eed_5eed);
+    for _ in 0..count {
+        let mut below = |limit: u64| (random.next() % limit) as usize;
+        let format = FORMATS[below(3)];
+        let (rows, cols, tokens) = (1 + below(40), BLOCK * (1 + below(40)), 1 + below(12));
+        let length = format.packed_bytes(rows, cols).unwrap();
+        let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+        assert_eq!(Matrix::new(format, rows, cols, &bytes[..length - 1]).err(), Some(ShapeError));
+        assert_eq!(Matrix::new(format, rows, cols + 1, &bytes).err(), Some(ShapeError));
+        let values: Vec<i64> =
+            (0..tokens * cols).map(|_| random.next().cast_signed() >> (random.next() % 64)).collect();
+        check(format, rows, cols, &bytes, &values);
     }
 }
 

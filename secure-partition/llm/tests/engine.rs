@@ -96,6 +96,27 @@ fn any_number_of_workers_gives_the_same_bits() {
 }
 
 #[test]
+fn engines_that_share_their_weights_do_not_disturb_each_other() {
+    let container = container(Content::Sane, 8);
+    let (first, second) = (tokens(40), tokens(63)[20..].to_vec());
+    let alone = [&first, &second].map(|tokens| logits(&container, Isa::BASELINE, tokens, 7, 0));
+    let segments = container.segments();
+    let model = model(&segments);
+    let bytes = workspace_bytes(model.manifest().params(), CONTEXT);
+    let mut memories = [memory(bytes, 0), memory(bytes, u64::MAX)];
+    let [mut one, mut other] = memories
+        .each_mut()
+        .map(|memory| Engine::new(model, as_bytes(memory), CONTEXT, Isa::BASELINE).unwrap());
+    let mut pieces = second.chunks(7);
+    for piece in first.chunks(7) {
+        one.prefill(piece).unwrap();
+        pieces.next().map(|piece| other.prefill(piece).map(<[_]>::len).unwrap());
+    }
+    pieces.for_each(|piece| _ = other.prefill(piece).unwrap());
+    assert_eq!([one.logits(), other.logits()], alone.each_ref().map(Vec::as_slice));
+}
+
+#[test]
 fn what_the_workspace_held_does_not_matter() {
     let container = container(Content::Sane, 3);
     let tokens = tokens(5);
