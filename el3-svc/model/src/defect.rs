@@ -25,10 +25,18 @@ pub enum Defect {
     NoAccess,
     /// A write that moves nothing but the last granule of an entry is lost.
     LostWrite,
+    /// The service takes granules of the Realm world for the normal world's.
+    RealmAsNormal,
+    /// It takes them for a partition's.
+    RealmAsSecure,
+    /// The library takes another lock.
+    LibraryLock,
+    /// The library does not invalidate TLBs.
+    LibraryInvalidate,
 }
 
 impl Defect {
-    /// Every defect.
+    /// Those of the service.
     pub const ALL: [Self; 8] = [
         Self::Lock,
         Self::Invalidate,
@@ -39,6 +47,10 @@ impl Defect {
         Self::NoAccess,
         Self::LostWrite,
     ];
+
+    /// Those that show beside TF-A's own library.
+    pub const BESIDE_LIBRARY: [Self; 5] =
+        [Self::Lock, Self::RealmAsNormal, Self::RealmAsSecure, Self::LibraryLock, Self::LibraryInvalidate];
 }
 
 /// Tables with a defect.
@@ -47,11 +59,29 @@ pub struct Defective<'r, 'a> {
     pub recorder: &'r Recorder<'a>,
     /// What is wrong.
     pub defect: Defect,
+    /// It is the library that uses them.
+    pub library: bool,
+}
+
+impl Defective<'_, '_> {
+    fn is_unlocked(&self) -> bool {
+        self.defect == if self.library { Defect::LibraryLock } else { Defect::Lock }
+    }
 }
 
 impl Tables for Defective<'_, '_> {
     fn read(&self, address: u64) -> u64 {
-        self.recorder.read(address)
+        let entry = self.recorder.read(address);
+        let taken_for = match self.defect {
+            Defect::RealmAsNormal => Gpi::NonSecure,
+            Defect::RealmAsSecure => Gpi::Secure,
+            _ => return entry,
+        };
+        if self.library || Contiguous::of(entry).is_some() {
+            return entry;
+        }
+        let gpis = (0..16).map(|i| (i * 4, entry >> (i * 4) & 0xf));
+        gpis.map(|(at, gpi)| if gpi == Gpi::Realm as u64 { taken_for as u64 } else { gpi } << at).sum()
     }
 
     fn write(&self, address: u64, entry: u64) {
@@ -67,13 +97,13 @@ impl Tables for Defective<'_, '_> {
     }
 
     fn lock(&self, base: u64) {
-        if self.defect != Defect::Lock {
+        if !self.is_unlocked() {
             self.recorder.lock(base);
         }
     }
 
     fn unlock(&self, base: u64) {
-        if self.defect != Defect::Lock {
+        if !self.is_unlocked() {
             self.recorder.unlock(base);
         }
     }
@@ -81,6 +111,7 @@ impl Tables for Defective<'_, '_> {
     fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
         match self.defect {
             Defect::Invalidate => {}
+            Defect::LibraryInvalidate if self.library => {}
             Defect::InvalidateFirst => self.recorder.invalidate(ranges.take(1)),
             Defect::Broadcast => self.recorder.invalidate_locally(ranges),
             _ => self.recorder.invalidate(ranges),

@@ -2,6 +2,7 @@
 
 use crate::{
     defect::Defect,
+    library,
     machine::{BANK, FIRST, GRANULE, GRANULES, Line, Machine, Owner, Value},
     replay::{Next, Progress, Request, harmless, step},
 };
@@ -46,6 +47,8 @@ pub struct Exploration {
     pub callers: usize,
     /// Cores read and write the watched granule.
     pub contents: bool,
+    /// The Realm world takes granules and gives them back.
+    pub library: bool,
     /// What is broken.
     pub defect: Defect,
 }
@@ -78,7 +81,10 @@ impl Exploration {
 
     /// Calls that make sense for some caller: any lend, and the return of what one partition has. Which partition a lend is
     /// for shows at its end.
-    fn calls(machine: &Machine, each: &mut impl FnMut(Request)) {
+    fn calls(&self, machine: &Machine, each: &mut impl FnMut(Request)) {
+        if self.library {
+            Self::library_calls(machine, each);
+        }
         for first in 0..GRANULES {
             for end in first + 1..=GRANULES {
                 let count = (end - first) as u64;
@@ -108,6 +114,19 @@ impl Exploration {
         }
     }
 
+    fn library_calls(machine: &Machine, each: &mut impl FnMut(Request)) {
+        for granule in 0..GRANULES {
+            let mut call = |fid, lend| {
+                let order = [granule as u8, 0, 0];
+                each(Request { fid, args: [address(granule), 0, 0], order, count: 1, lend });
+            };
+            call(library::fid::DELEGATE, true);
+            if machine.owners[granule] == Owner::Realm {
+                call(library::fid::UNDELEGATE, false);
+            }
+        }
+    }
+
     fn is_one_partitions(machine: &Machine, granules: impl Iterator<Item = usize>) -> bool {
         let mut owners = granules.map(|granule| machine.owners[granule]);
         let first = owners.next();
@@ -117,7 +136,10 @@ impl Exploration {
     fn start(&self, machine: &mut Machine, core: usize, request: Request) {
         if !request.lend {
             request.granules().for_each(|granule| machine.owners[granule] = Owner::Leaving);
-            if self.contents && request.granules().any(|granule| granule == self.watched) {
+            if self.contents
+                && !request.is_the_librarys()
+                && request.granules().any(|granule| granule == self.watched)
+            {
                 // The manager has unmapped and zeroes it.
                 machine.secure = Some(Line { value: Value::Public, dirty: true });
                 machine.written = false;
@@ -137,6 +159,7 @@ impl Exploration {
         };
         for granule in request.granules().take(done) {
             match (lend, machine.owners[granule]) {
+                (true, Owner::Normal) if request.is_the_librarys() => machine.owners[granule] = Owner::Realm,
                 (true, Owner::Normal) => machine.owners[granule] = Owner::Partition(partition),
                 (true, _) => machine.broken = Some(ONE_OWNER),
                 (false, Owner::Leaving) if !Self::is_moving(machine, granule, true) => {
@@ -184,6 +207,7 @@ impl Exploration {
             Owner::Partition(_) if machine.written && machine.seen_by_secure() != Value::Secret => {
                 return Some(KEPT);
             }
+            Owner::Realm if here != Some(Gpi::Realm) || normal || secure => return Some(ONE_OWNER),
             Owner::Normal
                 if !Self::is_moving(machine, self.watched, false)
                     && (here != Some(Gpi::NonSecure) || secure || machine.secure.is_some()) =>
@@ -249,7 +273,7 @@ impl Model for Exploration {
             previous = Some(core);
             match core.call {
                 None if calling >= self.callers => {}
-                None => Self::calls(machine, &mut |request| actions.push(Action::Call(i, request))),
+                None => self.calls(machine, &mut |request| actions.push(Action::Call(i, request))),
                 Some(_) => actions.extend([0, 1].map(|partition| Action::Step(i, partition))),
             }
         }
@@ -309,6 +333,12 @@ impl Model for Exploration {
                 let has = |partition| machine.owners.contains(&Owner::Partition(partition));
                 has(0) && has(1) && machine.owners.iter().all(|o| matches!(o, Owner::Partition(_)))
             }),
+            Property::sometimes(
+                "the Realm world and a partition are neighbours",
+                |model: &Self, machine: &Machine| {
+                    !model.library || machine.owners[..2] == [Owner::Partition(0), Owner::Realm]
+                },
+            ),
             Property::sometimes("a secret is in memory", |model: &Self, machine: &Machine| {
                 !model.contents || machine.memory == Value::Secret
             }),

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`machine`] | granules: the state, and what each effect does to it |
 //! | [`replay`] | the shipped code, one effect at a time |
+//! | [`library`] | TF-A's own library, which changes other granules of the same tables |
 //! | [`explore`] | which calls and accesses are tried, and the rules that must hold in every state |
 //! | [`defect`] | what can be broken on purpose, to see that a rule notices |
 //! | [`cores`] | the same for cores, in one |
@@ -28,6 +29,7 @@
 pub mod cores;
 pub mod defect;
 pub mod explore;
+pub mod library;
 pub mod machine;
 pub mod replay;
 pub mod stepwise;

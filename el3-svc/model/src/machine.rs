@@ -83,6 +83,8 @@ pub enum Owner {
     Partition(u8),
     /// It is zeroed and on its way back.
     Leaving,
+    /// The Realm world, by TF-A's own library.
+    Realm,
 }
 
 impl Owner {
@@ -91,7 +93,7 @@ impl Owner {
     pub const fn partition(&self) -> Option<u8> {
         match self {
             Self::Partition(partition) => Some(*partition),
-            Self::Normal | Self::Leaving => None,
+            Self::Normal | Self::Leaving | Self::Realm => None,
         }
     }
 }
@@ -211,7 +213,12 @@ impl Machine {
 
     /// Writes a line back, if it is newer than memory, and drops it.
     pub fn evict(&mut self, space: Gpi) {
-        let line = if space == Gpi::NonSecure { &mut self.normal } else { &mut self.secure };
+        let line = match space {
+            Gpi::NonSecure => &mut self.normal,
+            Gpi::Secure => &mut self.secure,
+            // The Realm world's contents are its own affair.
+            _ => return,
+        };
         if let Some(Line { value, dirty: true }) = line.take() {
             self.memory = value;
         }

@@ -7,9 +7,10 @@
 use crate::{
     defect::{Defect, Defective},
     explore::rule::LOCKED,
+    library,
     machine::{BANK, ENTRIES, GRANULE, GRANULES, Machine, entry_index, is_watched, layout, read},
 };
-use flexserve_abi::el3::Gpi;
+use flexserve_abi::el3::{Gpi, Status};
 use flexserve_el3_svc::{
     gpt_range::{Tables, move_ranges},
     protection::{GranuleProtection, Moved, Range},
@@ -33,6 +34,12 @@ pub struct Request {
 }
 
 impl Request {
+    /// Whether it is one that TF-A's own library serves, for the Realm world.
+    #[must_use]
+    pub fn is_the_librarys(&self) -> bool {
+        [library::fid::DELEGATE, library::fid::UNDELEGATE].contains(&self.fid)
+    }
+
     /// The granules, in the order in which they move.
     pub fn granules(&self) -> impl Iterator<Item = usize> {
         self.order.into_iter().take(usize::from(self.count)).map(usize::from)
@@ -224,7 +231,13 @@ impl GranuleProtection for Protection<'_, '_> {
 
 fn run(recorder: &Recorder, defect: Defect, caller: Caller, request: &Request) -> Reply {
     static LENDABLE: [flexserve_platform::Region; 1] = [BANK];
-    let service = Service::new(Protection(Defective { recorder, defect }), &LENDABLE);
+    let library = request.is_the_librarys();
+    let tables = Defective { recorder, defect, library };
+    if library {
+        let moved = library::serve(&tables, request.fid, request.args[0]);
+        return if moved { Reply(0, 1) } else { Status::Denied.into() };
+    }
+    let service = Service::new(Protection(tables), &LENDABLE);
     let mut args = [0; 17];
     args[..3].copy_from_slice(&request.args);
     service.handle(caller, Call { fid: request.fid, args: &args })

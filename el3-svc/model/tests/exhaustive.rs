@@ -4,9 +4,9 @@ use flexserve_el3_model::{defect::Defect, explore::Exploration, machine::GRANULE
 use stateright::{Checker, HasDiscoveries, Model};
 
 /// Explores the whole state space for each granule, and finds nothing wrong.
-fn explore(callers: usize, contents: bool) {
+fn explore(callers: usize, contents: bool, library: bool) {
     for watched in 0..GRANULES {
-        let exploration = Exploration { watched, callers, contents, defect: Defect::None };
+        let exploration = Exploration { watched, callers, contents, library, defect: Defect::None };
         let checker = exploration.checker().threads(2).spawn_bfs().join();
         checker.assert_properties();
         let (states, depth) = (checker.unique_state_count(), checker.max_depth());
@@ -17,25 +17,40 @@ fn explore(callers: usize, contents: bool) {
 
 #[test]
 fn two_cores_call_while_all_access_contents() {
-    explore(2, true);
+    explore(2, true, false);
 }
 
 #[test]
 fn three_cores_call() {
-    explore(3, false);
+    explore(3, false, false);
 }
 
 #[test]
 #[ignore = "takes minutes; the two above cover it in parts"]
 fn three_cores_call_while_all_access_contents() {
-    explore(3, true);
+    explore(3, true, false);
+}
+
+#[test]
+fn two_cores_call_and_one_of_them_may_be_the_realm_worlds() {
+    explore(2, false, true);
 }
 
 #[test]
 fn each_defect_is_noticed() {
-    for defect in Defect::ALL {
+    notice(&Defect::ALL, true, false);
+}
+
+#[test]
+fn each_defect_is_noticed_beside_the_library() {
+    notice(&Defect::BESIDE_LIBRARY, false, true);
+}
+
+/// Explores with each defect until a rule is broken.
+fn notice(defects: &[Defect], contents: bool, library: bool) {
+    for defect in defects {
         let found = (0..GRANULES).find_map(|watched| {
-            let checker = Exploration { watched, callers: 2, contents: true, defect }
+            let checker = Exploration { watched, callers: 2, contents, library, defect: *defect }
                 .checker()
                 .threads(2)
                 .finish_when(HasDiscoveries::AnyFailures)
