@@ -15,8 +15,8 @@ use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
 use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::{Group, Matrix};
-use crate::neon::{FOURS, Weights, add_shifted, four_rows, load, minimum, no_rows, scale, store, words};
-use crate::{dotprod, i8mm, sve_batch};
+use crate::neon::{FOURS, Weights, four_rows, load, scale, words};
+use crate::{dotprod, i8mm, minima, sve_batch};
 
 /// Blocks of a strip. What a matrix has more is added in another pass.
 const CHUNK: usize = 32;
@@ -24,8 +24,6 @@ const CHUNK: usize = 32;
 const TOKENS: usize = 64;
 /// Groups that share one, at most.
 const GROUPS: usize = 2;
-/// Blocks whose products with a half of a block's sum fit i32: 64 * 2^15 * 1020 < 2^31.
-const SUMMED: usize = 64;
 
 /// Unpacked weights of a chunk of one group, or two.
 #[repr(C, align(64))]
@@ -94,7 +92,7 @@ pub(crate) unsafe fn multiply(
         for index in groups.clone().step_by(at_once) {
             let here = index..groups.end.min(index + at_once);
             for (index, sums) in here.clone().zip(&mut sums) {
-                minima(&weights.group(index), x, tokens.clone(), sums);
+                minima::of_tokens(&weights.group(index), x, tokens.clone(), sums);
             }
             for &(part, factor) in parts(weights.format()) {
                 for start in (0..blocks).step_by(CHUNK) {
@@ -270,65 +268,6 @@ unsafe fn by_column([first, second]: [Weights; 2], out: &mut [u8; 2 * OCTETS]) {
                 vst1q_s16(out.as_mut_ptr().cast(), vmovl_s8(vget_low_s8(columns)));
                 vst1q_s16(out[16..].as_mut_ptr().cast(), vmovl_high_s8(columns));
             }
-        }
-    }
-}
-
-/// Starts the sums: products of a group's minima with block sums, times 128.
-fn minima(group: &Group, x: &Activations, tokens: Range<usize>, out: &mut Sums) {
-    out[..tokens.len()].fill([0; GROUP]);
-    if group.minima.is_empty() {
-        return;
-    }
-    for start in (0..x.cols() / BLOCK).step_by(SUMMED) {
-        let minima = &group.minima[start * SCALES..];
-        let sums = |token: usize| {
-            let sums = &x.sums(token.min(tokens.end - 1))[start..];
-            &sums[..sums.len().min(SUMMED)]
-        };
-        for (first, out) in tokens.clone().step_by(4).zip(out.chunks_mut(4)) {
-            let four = [sums(first), sums(first + 1), sums(first + 2), sums(first + 3)];
-            four_minima(minima, four, out);
-        }
-    }
-}
-
-/// Minima of one group for up to four tokens.
-fn four_minima(minima: &[u8], sums: [&[i32]; 4], out: &mut [[i64; GROUP]]) {
-    let blocks = sums[0].len();
-    let minima = minima[..blocks * SCALES].as_ptr();
-    let sums = sums.map(|sums| sums[..blocks].as_ptr());
-    // SAFETY: NEON is there; there are minima and sums of that many blocks.
-    unsafe {
-        // Products with the high and with the low half of sums, of 4 rows each.
-        let mut parts = [[vdupq_n_s32(0); 4]; 4];
-        let at = |b: usize| vld1q_s16(minima.add(b * SCALES).cast());
-        for b in (0..blocks / 4 * 4).step_by(4) {
-            let m = [at(b), at(b + 1), at(b + 2), at(b + 3)];
-            for (parts, sums) in parts.iter_mut().zip(sums) {
-                let sums = vreinterpretq_s16_s32(vld1q_s32(sums.add(b)));
-                minimum::<0, 1>(parts, m[0], sums);
-                minimum::<2, 3>(parts, m[1], sums);
-                minimum::<4, 5>(parts, m[2], sums);
-                minimum::<6, 7>(parts, m[3], sums);
-            }
-        }
-        for b in blocks / 4 * 4..blocks {
-            let m = at(b);
-            for (parts, sums) in parts.iter_mut().zip(sums) {
-                minimum::<0, 1>(parts, m, vreinterpretq_s16_s32(vld1q_dup_s32(sums.add(b))));
-            }
-        }
-        for (out, parts) in out.iter_mut().zip(parts) {
-            let mut rows = no_rows();
-            for (rows, pair) in
-                rows.as_chunks_mut::<2>().0.iter_mut().zip(out.as_chunks::<2>().0.chunks_exact(2))
-            {
-                *rows = [vld1q_s64(pair[0].as_ptr()), vld1q_s64(pair[1].as_ptr())];
-            }
-            add_shifted::<7>(&mut rows[..2], parts[0], parts[2]);
-            add_shifted::<7>(&mut rows[2..], parts[1], parts[3]);
-            *out = store(&rows);
         }
     }
 }

@@ -4,9 +4,114 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 
 use crate::batch::Strip;
-use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
+use crate::format::{BLOCK, Format, GROUP, HALF};
 use crate::matrix::Group;
-use crate::neon::{FOURS, RowSums, Weights, minima, no_rows, scale, store};
+use crate::minima;
+use crate::neon::{RowSums, no_rows, store};
+
+/// Adds the products of one plane of a block, in two registers, with four rows in v4 to v11.
+macro_rules! plane {
+    ($sum:literal, $first:literal, $second:literal) => {
+        concat!(
+            plane!(@ $sum, "v4", $first, 0), plane!(@ $sum, "v5", $first, 1),
+            plane!(@ $sum, "v6", $first, 2), plane!(@ $sum, "v7", $first, 3),
+            plane!(@ $sum, "v8", $second, 0), plane!(@ $sum, "v9", $second, 1),
+            plane!(@ $sum, "v10", $second, 2), plane!(@ $sum, "v11", $second, 3)
+        )
+    };
+    (@ $sum:literal, $w:literal, $x:literal, $lane:literal) => {
+        concat!("sdot ", $sum, ".4s, ", $w, ".16b, ", $x, ".4b[", $lane, "]\n")
+    };
+}
+
+/// Dot products of four rows in v4 to v11 with a block in v0 to v3: 256 * (weights . h) + weights . l.
+macro_rules! four_rows {
+    ($sum:literal) => {
+        concat!(
+            "movi ",
+            $sum,
+            ".2d, #0\n",
+            plane!($sum, "v0", "v1"),
+            "shl ",
+            $sum,
+            ".4s, ",
+            $sum,
+            ".4s, #8\n",
+            plane!($sum, "v2", "v3")
+        )
+    };
+}
+
+/// Loads four rows of a group into v4 to v11.
+macro_rules! load_rows {
+    ($block:ident) => {
+        concat!(
+            "ld1 {{v4.16b, v5.16b, v6.16b, v7.16b}}, [{",
+            stringify!($block),
+            "}], #64\n",
+            "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{",
+            stringify!($block),
+            "}], #64\n"
+        )
+    };
+}
+
+/// A block of a group: the sums of its first rows go to v12, those of the others to v13.
+macro_rules! nibbles {
+    ($block:ident) => {
+        concat!(
+            load_rows!($block),
+            four_rows!("v12"),
+            "and v4.16b, v4.16b, v24.16b\nand v5.16b, v5.16b, v24.16b\n",
+            "and v6.16b, v6.16b, v24.16b\nand v7.16b, v7.16b, v24.16b\n",
+            "and v8.16b, v8.16b, v24.16b\nand v9.16b, v9.16b, v24.16b\n",
+            "and v10.16b, v10.16b, v24.16b\nand v11.16b, v11.16b, v24.16b\n",
+            four_rows!("v13"),
+            "sub v12.4s, v12.4s, v13.4s\n"
+        )
+    };
+}
+
+/// The same of octets.
+macro_rules! octets {
+    ($block:ident) => {
+        concat!(load_rows!($block), four_rows!("v12"), load_rows!($block), four_rows!("v13"))
+    };
+}
+
+/// All blocks of one group or two, whose sums are in registers. In one piece, as the compiler would keep them in memory.
+macro_rules! vector {
+    ($rows:ident, $x:ident, $blocks:ident;
+     $($block:ident $at:expr, $out:expr, $a:ident $b:ident $c:ident $d:ident);+) => {
+        asm!(
+            ".arch_extension dotprod",
+            "movi v24.16b, #15",
+            "2:",
+            "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{x}], #64",
+            $(
+                concat!("ld1 {{v14.8h}}, [{", stringify!($block), "}], #16"),
+                $rows!($block),
+                "sxtl v15.4s, v14.4h",
+                "sxtl2 v14.4s, v14.8h",
+                concat!("smlal {", stringify!($a), ":v}.2d, v15.2s, v12.2s"),
+                concat!("smlal2 {", stringify!($b), ":v}.2d, v15.4s, v12.4s"),
+                concat!("smlal {", stringify!($c), ":v}.2d, v14.2s, v13.2s"),
+                concat!("smlal2 {", stringify!($d), ":v}.2d, v14.4s, v13.4s"),
+            )+
+            "subs {blocks}, {blocks}, #1",
+            "b.ne 2b",
+            x = inout(reg) $x => _, blocks = inout(reg) $blocks => _,
+            $(
+                $block = inout(reg) $at => _,
+                $a = inout(vreg) $out[0], $b = inout(vreg) $out[1], $c = inout(vreg) $out[2], $d = inout(vreg) $out[3],
+            )+
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _,
+            out("v15") _, out("v24") _,
+            options(readonly, nostack)
+        )
+    };
+}
 
 /// Twin of [`crate::plain::group`] for one token and some groups of the same matrix. The mantissas are in
 /// [`crate::activations::Layout::Planes`], for vectors of 16 bytes.
@@ -21,258 +126,62 @@ pub(crate) unsafe fn groups<const G: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         match groups[0].format {
-            Format::Q4Min => typed::<G, false, true>(groups, x, sums),
-            Format::Q8 => typed::<G, true, false>(groups, x, sums),
+            Format::Q4Min => {
+                // The sums of rows 4..8 are a sixteenth of what they should be.
+                let mut out = minima::of_token::<G, 7, 3>(groups, sums);
+                multiply::<G, true>(groups, x, &mut out);
+                for out in &mut out {
+                    (out[2], out[3]) = (vshlq_n_s64::<4>(out[2]), vshlq_n_s64::<4>(out[3]));
+                }
+                out.map(|out| store(&out))
+            }
+            Format::Q8 => {
+                let mut out = [no_rows(); G];
+                multiply::<G, false>(groups, x, &mut out);
+                out.map(|out| store(&out))
+            }
             Format::W16 | Format::Vector => [[0; GROUP]; G],
         }
     }
 }
 
+/// Adds the products of all blocks of some groups: those of 16 * high nibble and of low nibble, or of octets.
+///
+/// # Safety
+/// The CPU has `FEAT_DotProd`.
 #[inline(always)]
-unsafe fn typed<const G: usize, const OCTET: bool, const NIBBLE: bool>(
+unsafe fn multiply<const G: usize, const NIBBLE: bool>(
     groups: [&Group; G],
     x: &[i16],
-    sums: &[i32],
-) -> [[i64; GROUP]; G] {
-    const WIDE: usize = SCALES + OCTETS + NIBBLES;
-    let bytes = WIDE - if OCTET { 0 } else { OCTETS } - if NIBBLE { 0 } else { NIBBLES };
-    const { assert!(G == 1 || G == 2) };
-    // Of 4-bit weights, the sums of rows 4..8 are a sixteenth of what they should be.
-    let mut out = if OCTET { [no_rows(); G] } else { minima::<G, 7, 3>(groups, sums) };
-    let x = x.as_chunks::<BLOCK>().0;
-    let mut blocks = groups.map(|group| group.blocks[..x.len() * bytes].as_ptr());
-    for x in x {
-        // SAFETY: every group has as many blocks as `x`, of `bytes` each; the caller promises the instructions.
-        unsafe {
-            let x = planes(x);
-            // Not a loop, which would keep the sums in memory.
-            add_block::<OCTET, NIBBLE>(blocks[0], &x, &mut out[0]);
-            blocks[0] = blocks[0].add(bytes);
-            if G == 2 {
-                add_block::<OCTET, NIBBLE>(blocks[G - 1], &x, &mut out[G - 1]);
-                blocks[G - 1] = blocks[G - 1].add(bytes);
-            }
-        }
-    }
-    let mut stored = [[0; GROUP]; G];
-    for (stored, out) in stored.iter_mut().zip(&mut out) {
-        if !OCTET {
-            // SAFETY: every AArch64 target of this crate has NEON.
-            (out[2], out[3]) = unsafe { (vshlq_n_s64::<4>(out[2]), vshlq_n_s64::<4>(out[3])) };
-        }
-        *stored = store(out);
-    }
-    stored
-}
-
-/// Adds the products of one block of a group.
-#[inline(always)]
-unsafe fn add_block<const OCTET: bool, const NIBBLE: bool>(
-    block: *const u8,
-    x: &[int8x16_t; 4],
-    out: &mut RowSums,
+    out: &mut [RowSums; G],
 ) {
-    // SAFETY: the caller's promise.
+    const { assert!(G == 1 || G == 2) };
+    let (blocks, bytes) = (x.len() / BLOCK, groups[0].format.block_bytes());
+    if blocks == 0 {
+        return;
+    }
+    let block = groups.map(|group| group.blocks[..blocks * bytes].as_ptr());
+    let x = x.as_ptr();
+    // SAFETY: every group has that many blocks of `bytes`, and there are as many times 64 bytes of mantissas; the caller
+    // promises the instructions.
     unsafe {
-        match (OCTET, NIBBLE) {
-            (true, false) => add_octets(block, x, out),
-            (false, true) => add_nibbles(block, x, out),
-            _ => {
-                let (o, (whole, low)) =
-                    (octets(block.add(SCALES), x), nibbles(block.add(SCALES + OCTETS), x));
-                let high = vshrq_n_s32::<4>(vsubq_s32(whole, low));
-                let s = [vaddq_s32(vshlq_n_s32::<4>(o[0]), high), vaddq_s32(vshlq_n_s32::<4>(o[1]), low)];
-                let scales = vld1q_s16(block.cast());
-                scale(out, [vmovl_s16(vget_low_s16(scales)), vmovl_high_s16(scales)], s);
+        match (NIBBLE, G) {
+            (true, 1) => {
+                vector!(nibbles, x, blocks; block0 block[0], out[0], a0 a1 a2 a3)
             }
+            (true, _) => vector!(
+                nibbles, x, blocks;
+                block0 block[0], out[0], a0 a1 a2 a3; block1 block[G - 1], out[G - 1], b0 b1 b2 b3
+            ),
+            (false, 1) => {
+                vector!(octets, x, blocks; block0 block[0], out[0], a0 a1 a2 a3)
+            }
+            (false, _) => vector!(
+                octets, x, blocks;
+                block0 block[0], out[0], a0 a1 a2 a3; block1 block[G - 1], out[G - 1], b0 b1 b2 b3
+            ),
         }
     }
-}
-
-/// Four rows of a block, whose weights are in w0 to w7: `$sum` = 256 * (weights . h) + weights . l.
-macro_rules! four_rows {
-    ($sum:literal) => {
-        concat!(
-            "movi {", $sum, ":v}.2d, #0\n",
-            four_rows!(@ $sum, "x0", "x1"),
-            "shl {", $sum, ":v}.4s, {", $sum, ":v}.4s, #8\n",
-            four_rows!(@ $sum, "x2", "x3")
-        )
-    };
-    (@ $sum:literal, $first:literal, $second:literal) => {
-        concat!(
-            four_rows!(@ $sum, "w0", $first, "0"), four_rows!(@ $sum, "w1", $first, "1"),
-            four_rows!(@ $sum, "w2", $first, "2"), four_rows!(@ $sum, "w3", $first, "3"),
-            four_rows!(@ $sum, "w4", $second, "0"), four_rows!(@ $sum, "w5", $second, "1"),
-            four_rows!(@ $sum, "w6", $second, "2"), four_rows!(@ $sum, "w7", $second, "3")
-        )
-    };
-    (@ $sum:literal, $w:literal, $x:literal, $lane:literal) => {
-        concat!("sdot {", $sum, ":v}.4s, {", $w, ":v}.16b, {", $x, ":v}.4b[", $lane, "]\n")
-    };
-}
-
-/// Scales `first` and `second` by `s` and adds them to `o0` to `o3`.
-macro_rules! scale_rows {
-    () => {
-        "sxtl {t:v}.4s, {s:v}.4h
-        sxtl2 {s:v}.4s, {s:v}.8h
-        smlal {o0:v}.2d, {t:v}.2s, {first:v}.2s
-        smlal2 {o1:v}.2d, {t:v}.4s, {first:v}.4s
-        smlal {o2:v}.2d, {s:v}.2s, {second:v}.2s
-        smlal2 {o3:v}.2d, {s:v}.4s, {second:v}.4s"
-    };
-}
-
-/// The block of `Q4Min`. In one piece, as the compiler would do two groups at a time and run out of registers.
-#[inline(always)]
-unsafe fn add_nibbles(block: *const u8, x: &[int8x16_t; 4], [o0, o1, o2, o3]: &mut RowSums) {
-    // SAFETY: the caller promises the instructions, and a block at `block`, of which the scales and 128 bytes are read.
-    unsafe {
-        asm!(
-            ".arch_extension dotprod",
-            "ldp {s:q}, {w0:q}, [{block}]",
-            "ldp {w1:q}, {w2:q}, [{block}, #32]",
-            "ldp {w3:q}, {w4:q}, [{block}, #64]",
-            "ldp {w5:q}, {w6:q}, [{block}, #96]",
-            "ldr {w7:q}, [{block}, #128]",
-            four_rows!("first"),
-            "and {w0:v}.16b, {w0:v}.16b, {mask:v}.16b",
-            "and {w1:v}.16b, {w1:v}.16b, {mask:v}.16b",
-            "and {w2:v}.16b, {w2:v}.16b, {mask:v}.16b",
-            "and {w3:v}.16b, {w3:v}.16b, {mask:v}.16b",
-            "and {w4:v}.16b, {w4:v}.16b, {mask:v}.16b",
-            "and {w5:v}.16b, {w5:v}.16b, {mask:v}.16b",
-            "and {w6:v}.16b, {w6:v}.16b, {mask:v}.16b",
-            "and {w7:v}.16b, {w7:v}.16b, {mask:v}.16b",
-            four_rows!("second"),
-            "sub {first:v}.4s, {first:v}.4s, {second:v}.4s",
-            scale_rows!(),
-            block = in(reg) block, mask = in(vreg) vdupq_n_s8(15),
-            x0 = in(vreg) x[0], x1 = in(vreg) x[1], x2 = in(vreg) x[2], x3 = in(vreg) x[3],
-            o0 = inout(vreg) *o0, o1 = inout(vreg) *o1, o2 = inout(vreg) *o2, o3 = inout(vreg) *o3,
-            w0 = out(vreg) _, w1 = out(vreg) _, w2 = out(vreg) _, w3 = out(vreg) _,
-            w4 = out(vreg) _, w5 = out(vreg) _, w6 = out(vreg) _, w7 = out(vreg) _,
-            first = out(vreg) _, second = out(vreg) _, s = out(vreg) _, t = out(vreg) _,
-            options(pure, readonly, nostack, preserves_flags)
-        );
-    }
-}
-
-/// The block of `Q8`.
-#[inline(always)]
-unsafe fn add_octets(block: *const u8, x: &[int8x16_t; 4], [o0, o1, o2, o3]: &mut RowSums) {
-    // SAFETY: the caller promises the instructions, and a block at `block`, of which the scales and 256 bytes are read.
-    unsafe {
-        asm!(
-            ".arch_extension dotprod",
-            "ldp {s:q}, {w0:q}, [{block}]",
-            "ldp {w1:q}, {w2:q}, [{block}, #32]",
-            "ldp {w3:q}, {w4:q}, [{block}, #64]",
-            "ldp {w5:q}, {w6:q}, [{block}, #96]",
-            "ldp {w7:q}, {t:q}, [{block}, #128]",
-            four_rows!("first"),
-            "mov {w0:v}.16b, {t:v}.16b",
-            "ldp {w1:q}, {w2:q}, [{block}, #160]",
-            "ldp {w3:q}, {w4:q}, [{block}, #192]",
-            "ldp {w5:q}, {w6:q}, [{block}, #224]",
-            "ldr {w7:q}, [{block}, #256]",
-            four_rows!("second"),
-            scale_rows!(),
-            block = in(reg) block,
-            x0 = in(vreg) x[0], x1 = in(vreg) x[1], x2 = in(vreg) x[2], x3 = in(vreg) x[3],
-            o0 = inout(vreg) *o0, o1 = inout(vreg) *o1, o2 = inout(vreg) *o2, o3 = inout(vreg) *o3,
-            w0 = out(vreg) _, w1 = out(vreg) _, w2 = out(vreg) _, w3 = out(vreg) _,
-            w4 = out(vreg) _, w5 = out(vreg) _, w6 = out(vreg) _, w7 = out(vreg) _,
-            first = out(vreg) _, second = out(vreg) _, s = out(vreg) _, t = out(vreg) _,
-            options(pure, readonly, nostack, preserves_flags)
-        );
-    }
-}
-
-/// Dot products of 2 x 128 octets with a block.
-#[inline(always)]
-unsafe fn octets(bytes: *const u8, x: &[int8x16_t; 4]) -> [int32x4_t; 2] {
-    // SAFETY: the caller's promise.
-    unsafe { [four_dots(&load_rows(bytes), x), four_dots(&load_rows(bytes.add(NIBBLES)), x)] }
-}
-
-/// Dot products of 128 bytes with a block (16 * high nibble + low nibble), and of their low nibbles.
-#[inline(always)]
-unsafe fn nibbles(bytes: *const u8, x: &[int8x16_t; 4]) -> (int32x4_t, int32x4_t) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut weights = load_rows(bytes);
-        let whole = four_dots(&weights, x);
-        for weights in &mut weights {
-            *weights = vandq_s8(*weights, vdupq_n_s8(15));
-        }
-        (whole, four_dots(&weights, x))
-    }
-}
-
-/// 128 bytes: the weights of four rows of a block.
-#[inline(always)]
-unsafe fn load_rows(bytes: *const u8) -> Weights {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut weights = [vdupq_n_s8(0); FOURS];
-        for (i, weights) in weights.iter_mut().enumerate() {
-            *weights = vld1q_s8(bytes.add(16 * i).cast());
-        }
-        weights
-    }
-}
-
-/// The two planes of a block of mantissas, each in two vectors.
-#[inline(always)]
-pub(crate) fn planes(x: &[i16; BLOCK]) -> [int8x16_t; 4] {
-    // SAFETY: the loads are of 8 elements of `x` each; NEON is there.
-    unsafe {
-        let mut planes = [vdupq_n_s8(0); 4];
-        for (i, plane) in planes.iter_mut().enumerate() {
-            *plane = vreinterpretq_s8_s16(vld1q_s16(x.as_ptr().add(8 * i)));
-        }
-        planes
-    }
-}
-
-/// Dot products of 4 rows with a block of mantissas: 256 * (weights . h) + weights . l.
-#[inline(always)]
-pub(crate) unsafe fn four_dots(weights: &Weights, [h0, h1, l0, l1]: &[int8x16_t; 4]) -> int32x4_t {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let high = vdupq_n_s32(0);
-        let high = sixteen_columns(sixteen_columns(high, weights, 0, *h0), weights, FOURS / 2, *h1);
-        let low = vshlq_n_s32::<8>(high);
-        sixteen_columns(sixteen_columns(low, weights, 0, *l0), weights, FOURS / 2, *l1)
-    }
-}
-
-/// Adds the products of 16 columns, `first` being the first four of them.
-#[inline(always)]
-unsafe fn sixteen_columns(sum: int32x4_t, w: &Weights, first: usize, x: int8x16_t) -> int32x4_t {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let sum = sdot::<0>(sum, w[first], x);
-        let sum = sdot::<1>(sum, w[first + 1], x);
-        let sum = sdot::<2>(sum, w[first + 2], x);
-        sdot::<3>(sum, w[first + 3], x)
-    }
-}
-
-/// SDOT (by element): adds, in each 32-bit lane i, the dot product of bytes 4i.. of `a` with bytes 4 `LANE`.. of `b`.
-#[inline(always)]
-unsafe fn sdot<const LANE: usize>(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: the instruction only touches registers, and the caller promises that the CPU has it.
-    unsafe {
-        asm!(
-            ".arch_extension dotprod", "sdot {sum:v}.4s, {a:v}.16b, {b:v}.4b[{lane}]",
-            sum = inout(vreg) sum, a = in(vreg) a, b = in(vreg) b, lane = const LANE,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    sum
 }
 
 /// Four rows and some tokens: for each, its mantissas, the registers of its sums, and the bytes from `$sums` to them.
@@ -283,19 +192,12 @@ macro_rules! tile {
             ".arch_extension dotprod",
             $(concat!("ldp ", $low_q, ", ", $high_q, ", [{sums}, #", $at, "]"),)+
             "2:",
-            "ldp q0, q1, [{weights}]",
-            "ldp q2, q3, [{weights}, #32]",
-            "ldp q4, q5, [{weights}, #64]",
-            "ldp q6, q7, [{weights}, #96]",
-            "add {weights}, {weights}, {weights_stride}",
+            "ld1 {{v4.16b, v5.16b, v6.16b, v7.16b}}, [{weights}], #64",
+            "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{weights}], {weights_stride}",
             "ldr q13, [{scales}], {scales_stride}",
             $(
-                concat!("ldp q8, q9, [{", stringify!($x), "}], #32"),
-                concat!("ldp q10, q11, [{", stringify!($x), "}], #32"),
-                "movi v12.2d, #0",
-                plane!("v8", "v9"),
-                "shl v12.4s, v12.4s, #8",
-                plane!("v10", "v11"),
+                concat!("ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{", stringify!($x), "}], #64"),
+                four_rows!("v12"),
                 concat!("smlal ", $low, ".2d, v13.2s, v12.2s"),
                 concat!("smlal2 ", $high, ".2d, v13.4s, v12.4s"),
             )+
@@ -309,27 +211,14 @@ macro_rules! tile {
             out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
             out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _,
             out("v30") _, out("v31") _,
-            weights_stride = const Strip::WEIGHTS_STRIDE, scales_stride = const Strip::SCALES_STRIDE,
+            weights_stride = in(reg) Strip::WEIGHTS_STRIDE - 64, scales_stride = const Strip::SCALES_STRIDE,
             options(nostack)
         )
     };
 }
 
-/// Adds the products of one plane of a block, in two registers, with four rows in v0 to v7 to v12.
-macro_rules! plane {
-    ($first:literal, $second:literal) => {
-        concat!(
-            plane!(@ "v0", $first, 0), plane!(@ "v1", $first, 1), plane!(@ "v2", $first, 2), plane!(@ "v3", $first, 3),
-            plane!(@ "v4", $second, 0), plane!(@ "v5", $second, 1), plane!(@ "v6", $second, 2), plane!(@ "v7", $second, 3)
-        )
-    };
-    (@ $w:literal, $x:literal, $lane:literal) => {
-        concat!("sdot v12.4s, ", $w, ".16b, ", $x, ".4b[", $lane, "]\n")
-    };
-}
-
 /// Adds the products of a strip with eight or four tokens. In one piece, as the compiler would keep the sums in memory: those
-/// of four rows and eight tokens are in v16 to v31, the rows' weights in v0 to v7.
+/// of four rows and eight tokens are in v16 to v31, the rows' weights in v4 to v11.
 ///
 /// # Safety
 /// The CPU has `FEAT_DotProd`.

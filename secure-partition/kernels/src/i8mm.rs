@@ -5,21 +5,16 @@ use core::arch::asm;
 use crate::batch::Strip;
 use crate::format::{BLOCK, GROUP, HALF};
 
-/// Adds the products of one plane of a block of a pair of tokens, 64 bytes, with four rows in v0 to v7 to v10 and v11.
+/// Adds the products of one plane of a block of a pair of tokens, 64 bytes, with four rows in v0 to v7 to v12 and v13.
 macro_rules! plane {
     ($x:ident) => {
         concat!(
-            plane!(@ $x, "v0", "v1", "v2", "v3"), plane!(@ $x, "v4", "v5", "v6", "v7")
+            "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{", stringify!($x), "}], #64\n",
+            plane!(@ "v8", "v0", "v1"), plane!(@ "v9", "v2", "v3"), plane!(@ "v10", "v4", "v5"), plane!(@ "v11", "v6", "v7")
         )
     };
-    (@ $x:ident, $a:literal, $b:literal, $c:literal, $d:literal) => {
-        concat!(
-            "ldp q8, q9, [{", stringify!($x), "}], #32\n",
-            "smmla v10.4s, ", $a, ".16b, v8.16b\n",
-            "smmla v11.4s, ", $b, ".16b, v8.16b\n",
-            "smmla v10.4s, ", $c, ".16b, v9.16b\n",
-            "smmla v11.4s, ", $d, ".16b, v9.16b\n"
-        )
+    (@ $x:literal, $a:literal, $b:literal) => {
+        concat!("smmla v12.4s, ", $a, ".16b, ", $x, ".16b\nsmmla v13.4s, ", $b, ".16b, ", $x, ".16b\n")
     };
 }
 
@@ -33,12 +28,12 @@ macro_rules! tile {
             ".arch_extension i8mm",
             $(
                 concat!("add {at}, {sums}, #", $at),
-                "ldp q10, q11, [{at}]",
-                "ldp q12, q13, [{at}, #64]",
-                concat!("zip1 ", $a, ".2d, v10.2d, v12.2d"),
-                concat!("zip2 ", $b, ".2d, v10.2d, v12.2d"),
-                concat!("zip1 ", $c, ".2d, v11.2d, v13.2d"),
-                concat!("zip2 ", $d, ".2d, v11.2d, v13.2d"),
+                "ldp q12, q13, [{at}]",
+                "ldp q14, q15, [{at}, #64]",
+                concat!("zip1 ", $a, ".2d, v12.2d, v14.2d"),
+                concat!("zip2 ", $b, ".2d, v12.2d, v14.2d"),
+                concat!("zip1 ", $c, ".2d, v13.2d, v15.2d"),
+                concat!("zip2 ", $d, ".2d, v13.2d, v15.2d"),
             )+
             "2:",
             "ldp q0, q1, [{weights}]",
@@ -46,34 +41,34 @@ macro_rules! tile {
             "ldp q4, q5, [{weights}, #128]",
             "ldp q6, q7, [{weights}, #192]",
             "add {weights}, {weights}, {weights_stride}",
-            "ldp q12, q13, [{scales}], {scales_stride}",
+            "ldp q14, q15, [{scales}], {scales_stride}",
             $(
-                "movi v10.2d, #0",
-                "movi v11.2d, #0",
+                "movi v12.2d, #0",
+                "movi v13.2d, #0",
                 plane!($x),
-                "shl v10.4s, v10.4s, #8",
-                "shl v11.4s, v11.4s, #8",
+                "shl v12.4s, v12.4s, #8",
+                "shl v13.4s, v13.4s, #8",
                 plane!($x),
-                concat!("smlal ", $a, ".2d, v12.2s, v10.2s"),
-                concat!("smlal2 ", $b, ".2d, v12.4s, v10.4s"),
-                concat!("smlal ", $c, ".2d, v13.2s, v11.2s"),
-                concat!("smlal2 ", $d, ".2d, v13.4s, v11.4s"),
+                concat!("smlal ", $a, ".2d, v14.2s, v12.2s"),
+                concat!("smlal2 ", $b, ".2d, v14.4s, v12.4s"),
+                concat!("smlal ", $c, ".2d, v15.2s, v13.2s"),
+                concat!("smlal2 ", $d, ".2d, v15.4s, v13.4s"),
             )+
             "subs {blocks}, {blocks}, #1",
             "b.ne 2b",
             $(
                 concat!("add {at}, {sums}, #", $at),
-                concat!("zip1 v10.2d, ", $a, ".2d, ", $b, ".2d"),
-                concat!("zip1 v11.2d, ", $c, ".2d, ", $d, ".2d"),
-                concat!("zip2 v12.2d, ", $a, ".2d, ", $b, ".2d"),
-                concat!("zip2 v13.2d, ", $c, ".2d, ", $d, ".2d"),
-                "stp q10, q11, [{at}]",
-                "stp q12, q13, [{at}, #64]",
+                concat!("zip1 v12.2d, ", $a, ".2d, ", $b, ".2d"),
+                concat!("zip1 v13.2d, ", $c, ".2d, ", $d, ".2d"),
+                concat!("zip2 v14.2d, ", $a, ".2d, ", $b, ".2d"),
+                concat!("zip2 v15.2d, ", $c, ".2d, ", $d, ".2d"),
+                "stp q12, q13, [{at}]",
+                "stp q14, q15, [{at}, #64]",
             )+
             weights = inout(reg) $weights => _, scales = inout(reg) $scales => _, blocks = inout(reg) $blocks => _,
             sums = in(reg) $sums, at = out(reg) _, $($x = inout(reg) $words => _,)+
             out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
-            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
             out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
             out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _,
             out("v30") _, out("v31") _,

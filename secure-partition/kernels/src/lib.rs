@@ -11,6 +11,7 @@
 //! | `plain` | the kernels in plain Rust, the twin of all others |
 //! | `arm` | which kernel of an Arm CPU does what |
 //! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |
+//! | `minima` | what minima add, for all kernels of an Arm CPU |
 //! | `batch`, `i8mm` | many tokens, whose weights are unpacked once: Armv8.0-A and `FEAT_DotProd`; `FEAT_I8MM` |
 //! | `sve`, `sve_batch` | one and many tokens with scalable vectors: `FEAT_SVE2` and `FEAT_I8MM` |
 //! | `sse2` | x86-64, for the host's tools |
@@ -39,6 +40,8 @@ mod i8mm;
 pub mod isa;
 pub mod matmul;
 pub mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod minima;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(feature = "pack")]

@@ -1,181 +1,217 @@
 //! One token on Armv8.0-A: 8-bit products summed in 16 bits where weights are nibbles, 16-bit products where they are octets.
-//! What the other kernels for Arm have in common is here, too.
+//! Loops are in one piece of assembly, as the compiler would load registers one or two at a time instead of four. What the other kernels for Arm have in common is here, too.
 
 use core::arch::aarch64::*;
+use core::arch::asm;
 
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, NIBBLES, OCTETS, SCALES};
 use crate::matmul::Output;
 use crate::matrix::Group;
+use crate::minima;
 
 /// Groups of four columns of a block.
 pub(crate) const FOURS: usize = BLOCK / 4;
-/// Blocks whose products with a half of a block's sum fit i32: 64 * 2^15 * 1020 < 2^31.
-const SUMMED: usize = 64;
-
 /// Sums of the 8 rows of a group, 2 rows a vector.
 pub(crate) type RowSums = [int64x2_t; GROUP / 2];
 /// Weights of four rows of a block, 4 columns a vector.
 pub(crate) type Weights = [int8x16_t; FOURS];
 
+/// Loads weights of four rows, and both planes of as many mantissas, of half a block.
+macro_rules! load_half {
+    ($weights:literal, $next:literal) => {
+        concat!(
+            "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, ",
+            $weights,
+            "\n",
+            "ld1 {{v4.16b, v5.16b, v6.16b, v7.16b}}, [{high}], ",
+            $next,
+            "\n",
+            "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{low}], ",
+            $next,
+            "\n"
+        )
+    };
+}
+
+/// Four columns of nibbles. Sums of 8 products with halves of mantissas, 8 * 15 * 128, and of two such sums fit i16: those of
+/// high nibbles go to v16 to v19, those of low ones to v20 to v23; of these, the first two are with `h`.
+macro_rules! nibbles {
+    ($op:literal; $w:literal, $h:literal, $l:literal) => {
+        concat!(
+            "sshr v12.16b, ", $w, ".16b, #4\nand v13.16b, ", $w, ".16b, v14.16b\n",
+            nibbles!(@ $op, "v16", "v17", "v12", $h), nibbles!(@ $op, "v18", "v19", "v12", $l),
+            nibbles!(@ $op, "v20", "v21", "v13", $h), nibbles!(@ $op, "v22", "v23", "v13", $l)
+        )
+    };
+    (@ $op:literal, $first:literal, $second:literal, $w:literal, $x:literal) => {
+        concat!(
+            $op, " ", $first, ".8h, ", $w, ".8b, ", $x, ".8b\n", $op, "2 ", $second, ".8h, ", $w, ".16b, ", $x, ".16b\n"
+        )
+    };
+}
+
+/// Adds up the sums of four rows: 256 * (weights . h) + weights . l.
+macro_rules! add_up {
+    ($h:literal, $h1:literal, $l:literal, $l1:literal) => {
+        concat!(
+            "addp ",
+            $h,
+            ".8h, ",
+            $h,
+            ".8h, ",
+            $h1,
+            ".8h\naddp ",
+            $l,
+            ".8h, ",
+            $l,
+            ".8h, ",
+            $l1,
+            ".8h\n",
+            "saddlp ",
+            $h,
+            ".4s, ",
+            $h,
+            ".8h\nshl ",
+            $h,
+            ".4s, ",
+            $h,
+            ".4s, #8\nsadalp ",
+            $h,
+            ".4s, ",
+            $l,
+            ".8h\n"
+        )
+    };
+}
+
+/// Four columns of octets, with whole mantissas: the sums of rows 0 to 3 go to v16 to v19, those of rows 4 to 7 to v20 to v23.
+macro_rules! octets {
+    ($op:literal; $first:literal, $second:literal, $h:literal, $l:literal) => {
+        concat!(
+            "shll v12.8h, ", $h, ".8b, #8\nsaddw v12.8h, v12.8h, ", $l, ".8b\n",
+            octets!(@ $op, "v16", "v17", "sxtl", ".8b", $first), octets!(@ $op, "v18", "v19", "sxtl2", ".16b", $first),
+            octets!(@ $op, "v20", "v21", "sxtl", ".8b", $second), octets!(@ $op, "v22", "v23", "sxtl2", ".16b", $second)
+        )
+    };
+    (@ $op:literal, $a:literal, $b:literal, $widen:literal, $half:literal, $w:literal) => {
+        concat!(
+            $widen, " v13.8h, ", $w, $half, "\n",
+            $op, " ", $a, ".4s, v13.4h, v12.4h\n", $op, "2 ", $b, ".4s, v13.8h, v12.8h\n"
+        )
+    };
+}
+
+/// Scales the sums of four rows and of the other four and adds them up.
+macro_rules! scale {
+    ($first:literal, $second:literal) => {
+        concat!(
+            "sxtl v13.4s, v15.4h\nsxtl2 v15.4s, v15.8h\n",
+            "smlal {a:v}.2d, v13.2s, ",
+            $first,
+            ".2s\nsmlal2 {b:v}.2d, v13.4s, ",
+            $first,
+            ".4s\n",
+            "smlal {c:v}.2d, v15.2s, ",
+            $second,
+            ".2s\nsmlal2 {d:v}.2d, v15.4s, ",
+            $second,
+            ".4s\n"
+        )
+    };
+}
+
 /// Twin of [`crate::plain::group`] for one token, whose mantissas are in [`crate::activations::Layout::Spread`].
 pub(crate) fn group(group: &Group, x: &[i16], sums: &[i32]) -> [i64; GROUP] {
     match group.format {
-        Format::Q4Min => typed::<false, true>(group, x, sums),
-        Format::Q8 => typed::<true, false>(group, x, sums),
+        Format::Q4Min => {
+            // The sums are a sixteenth of what they should be.
+            let [mut out] = minima::of_token::<1, 3, 3>([group], sums);
+            multiply::<true>(group, x, &mut out);
+            store(&out).map(|sum| sum << 4)
+        }
+        Format::Q8 => {
+            let mut out = no_rows();
+            multiply::<false>(group, x, &mut out);
+            store(&out)
+        }
         Format::W16 | Format::Vector => [0; GROUP],
     }
 }
 
-fn typed<const OCTET: bool, const NIBBLE: bool>(group: &Group, x: &[i16], sums: &[i32]) -> [i64; GROUP] {
-    // Of 4-bit weights, the sums are a sixteenth of what they should be.
-    let [mut out] = if OCTET { [no_rows()] } else { minima::<1, 3, 3>([group], sums) };
-    let x = x.as_chunks::<{ 4 * BLOCK }>().0;
-    for (block, x) in group.blocks.chunks_exact(group.format.block_bytes()).zip(x) {
-        let s = match (OCTET, NIBBLE) {
-            (true, false) => octets(&block[SCALES..], x),
-            (false, true) => nibbles(&block[SCALES..], x),
-            _ => {
-                let (o, n) = (octets(&block[SCALES..], x), nibbles(&block[SCALES + OCTETS..], x));
-                // SAFETY: every AArch64 target of this crate has NEON.
-                unsafe { [join(o[0], n[0]), join(o[1], n[1])] }
-            }
-        };
-        scale(&mut out, words(block), s);
-    }
-    let mut stored = store(&out);
-    if !OCTET {
-        stored.iter_mut().for_each(|sum| *sum <<= 4);
-    }
-    stored
-}
-
-/// 16 * `octets` + `nibbles`.
+/// Adds the products of all blocks: those of nibbles, or of octets.
 #[inline(always)]
-unsafe fn join(octets: int32x4_t, nibbles: int32x4_t) -> int32x4_t {
-    // SAFETY: NEON is there.
-    unsafe { vaddq_s32(vshlq_n_s32::<4>(octets), nibbles) }
-}
-
-/// Dot products of nibbles with a block. Sums of 8 products with halves of mantissas, 8 * 15 * 128, fit i16.
-#[inline(always)]
-fn nibbles(bytes: &[u8], x: &[i16; 4 * BLOCK]) -> [int32x4_t; 2] {
-    // SAFETY: NEON is there.
+fn multiply<const NIBBLE: bool>(group: &Group, x: &[i16], out: &mut RowSums) {
+    let (blocks, bytes) = (x.len() / (4 * BLOCK), group.format.block_bytes());
+    if blocks == 0 {
+        return;
+    }
+    let block = group.blocks[..blocks * bytes].as_ptr();
+    let [a, b, c, d] = out;
+    // From the second 64 bytes of `h`, of `l`, or of rows 0..4 and their scales to those of the next block: 192.
+    // SAFETY: NEON is there; there are that many blocks of `bytes`, and as many times 256 bytes of mantissas.
     unsafe {
-        // For high and low nibbles: `h` of rows 0 and 1, of rows 2 and 3, `l` likewise.
-        let mut sums = [[vdupq_n_s16(0); 4]; 2];
-        for i in 0..FOURS {
-            let both = load(bytes, 16 * i);
-            let (h, l) = (half(x, i), half(x, FOURS + i));
-            let halves = [vshrq_n_s8::<4>(both), vandq_s8(both, vdupq_n_s8(15))];
-            for (sums, w) in sums.iter_mut().zip(halves) {
-                sums[0] = vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(h));
-                sums[1] = vmlal_high_s8(sums[1], w, h);
-                sums[2] = vmlal_s8(sums[2], vget_low_s8(w), vget_low_s8(l));
-                sums[3] = vmlal_high_s8(sums[3], w, l);
-            }
-        }
-        let whole = |h, l| vpadalq_s16(vshlq_n_s32::<8>(vpaddlq_s16(h)), l);
-        sums.map(|[h0, h1, l0, l1]| vpaddq_s32(whole(h0, l0), whole(h1, l1)))
-    }
-}
-
-/// Dot products of octets with a block.
-#[inline(always)]
-fn octets(bytes: &[u8], x: &[i16; 4 * BLOCK]) -> [int32x4_t; 2] {
-    // SAFETY: NEON is there.
-    unsafe {
-        let mut rows = [vdupq_n_s32(0); GROUP];
-        for i in 0..FOURS {
-            let (h, l) = (half(x, i), half(x, FOURS + i));
-            let x = vaddw_s8(vshll_n_s8::<8>(vget_low_s8(h)), vget_low_s8(l));
-            for (rows, w) in
-                rows.chunks_exact_mut(4).zip([load(bytes, 16 * i), load(bytes, NIBBLES + 16 * i)])
-            {
-                let (first, second) = (vmovl_s8(vget_low_s8(w)), vmovl_high_s8(w));
-                rows[0] = vmlal_s16(rows[0], vget_low_s16(first), vget_low_s16(x));
-                rows[1] = vmlal_high_s16(rows[1], first, x);
-                rows[2] = vmlal_s16(rows[2], vget_low_s16(second), vget_low_s16(x));
-                rows[3] = vmlal_high_s16(rows[3], second, x);
-            }
-        }
-        let whole = |r: &[int32x4_t]| vpaddq_s32(vpaddq_s32(r[0], r[1]), vpaddq_s32(r[2], r[3]));
-        [whole(&rows[..4]), whole(&rows[4..])]
-    }
-}
-
-/// The i-th 16 bytes of spread mantissas.
-#[inline(always)]
-fn half(x: &[i16; 4 * BLOCK], i: usize) -> int8x16_t {
-    // SAFETY: the load is of 8 elements of `x`; NEON is there.
-    unsafe { vreinterpretq_s8_s16(vld1q_s16(x[8 * i..][..8].as_ptr())) }
-}
-
-/// Products of the groups' minima with a token's block sums, times 2^`HIGH` for rows 0..4 and 2^`LOW` for rows 4..8.
-#[inline(always)]
-pub(crate) fn minima<const G: usize, const HIGH: i32, const LOW: i32>(
-    groups: [&Group; G],
-    sums: &[i32],
-) -> [RowSums; G] {
-    let mut out = [no_rows(); G];
-    for (chunk, sums) in sums.chunks(SUMMED).enumerate() {
-        let minima = groups.map(|group| &group.minima[chunk * SUMMED * SCALES..][..sums.len() * SCALES]);
-        // SAFETY: NEON is there; the loads are of 4 sums, and `load` checks its bounds.
-        unsafe {
-            // Products with the high and with the low half of sums, of 4 rows each.
-            let mut parts = [[vdupq_n_s32(0); 4]; G];
-            let (fours, rest) = sums.as_chunks::<4>();
-            for (four, sums) in fours.iter().enumerate() {
-                let sums = vreinterpretq_s16_s32(vld1q_s32(sums.as_ptr()));
-                for (parts, minima) in parts.iter_mut().zip(minima) {
-                    let at = |i: usize| vreinterpretq_s16_s8(load(minima, (4 * four + i) * SCALES));
-                    minimum::<0, 1>(parts, at(0), sums);
-                    minimum::<2, 3>(parts, at(1), sums);
-                    minimum::<4, 5>(parts, at(2), sums);
-                    minimum::<6, 7>(parts, at(3), sums);
-                }
-            }
-            for (i, &sum) in rest.iter().enumerate() {
-                let sum = vreinterpretq_s16_s32(vdupq_n_s32(sum));
-                for (parts, minima) in parts.iter_mut().zip(minima) {
-                    let m = vreinterpretq_s16_s8(load(minima, (4 * fours.len() + i) * SCALES));
-                    minimum::<0, 1>(parts, m, sum);
-                }
-            }
-            for (out, [h0, h1, l0, l1]) in out.iter_mut().zip(parts) {
-                add_shifted::<HIGH>(&mut out[..2], h0, l0);
-                add_shifted::<LOW>(&mut out[2..], h1, l1);
-            }
-        }
-    }
-    out
-}
-
-/// Adds a block's minima times its sum, whose halves are at two places of `sums`.
-#[inline(always)]
-pub(crate) unsafe fn minimum<const L: i32, const H: i32>(
-    parts: &mut [int32x4_t; 4],
-    m: int16x8_t,
-    sums: int16x8_t,
-) {
-    // SAFETY: NEON is there.
-    unsafe {
-        parts[0] = vmlal_laneq_s16::<H>(parts[0], vget_low_s16(m), sums);
-        parts[1] = vmlal_high_laneq_s16::<H>(parts[1], m, sums);
-        parts[2] = vmlal_laneq_s16::<L>(parts[2], vget_low_s16(m), sums);
-        parts[3] = vmlal_high_laneq_s16::<L>(parts[3], m, sums);
-    }
-}
-
-/// Adds (1024 * `high` + `low`) * 2^`SHIFT` to four rows.
-#[inline(always)]
-pub(crate) unsafe fn add_shifted<const SHIFT: i32>(out: &mut [int64x2_t], high: int32x4_t, low: int32x4_t) {
-    // SAFETY: NEON is there.
-    unsafe {
-        let pairs =
-            [(vmovl_s32(vget_low_s32(high)), vget_low_s32(low)), (vmovl_high_s32(high), vget_high_s32(low))];
-        for (out, (high, low)) in out.iter_mut().zip(pairs) {
-            let sum = vaddw_s32(vshlq_n_s64::<10>(high), low);
-            *out = vaddq_s64(*out, vshlq_n_s64::<SHIFT>(sum));
+        if NIBBLE {
+            asm!(
+                "movi v14.16b, #15",
+                "2:",
+                "ld1 {{v15.8h}}, [{block}], #16",
+                load_half!("[{block}], #64", "#64"),
+                nibbles!("smull"; "v0", "v4", "v8"),
+                nibbles!("smlal"; "v1", "v5", "v9"),
+                nibbles!("smlal"; "v2", "v6", "v10"),
+                nibbles!("smlal"; "v3", "v7", "v11"),
+                load_half!("[{block}], #64", "{step}"),
+                nibbles!("smlal"; "v0", "v4", "v8"),
+                nibbles!("smlal"; "v1", "v5", "v9"),
+                nibbles!("smlal"; "v2", "v6", "v10"),
+                nibbles!("smlal"; "v3", "v7", "v11"),
+                add_up!("v16", "v17", "v18", "v19"),
+                add_up!("v20", "v21", "v22", "v23"),
+                scale!("v16", "v20"),
+                "subs {blocks}, {blocks}, #1",
+                "b.ne 2b",
+                block = inout(reg) block => _, step = in(reg) 192_usize,
+                high = inout(reg) x.as_ptr() => _, low = inout(reg) x.as_ptr().add(2 * BLOCK) => _,
+                blocks = inout(reg) blocks => _,
+                a = inout(vreg) *a, b = inout(vreg) *b, c = inout(vreg) *c, d = inout(vreg) *d,
+                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+                out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
+                out("v14") _, out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
+                out("v21") _, out("v22") _, out("v23") _,
+                options(readonly, nostack)
+            );
+        } else {
+            asm!(
+                "2:",
+                "ld1 {{v15.8h}}, [{block}], #16",
+                load_half!("[{block}], #64", "#64"),
+                "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{second}], #64",
+                octets!("smull"; "v0", "v24", "v4", "v8"),
+                octets!("smlal"; "v1", "v25", "v5", "v9"),
+                octets!("smlal"; "v2", "v26", "v6", "v10"),
+                octets!("smlal"; "v3", "v27", "v7", "v11"),
+                load_half!("[{block}], {step}", "{step}"),
+                "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{second}], {last}",
+                octets!("smlal"; "v0", "v24", "v4", "v8"),
+                octets!("smlal"; "v1", "v25", "v5", "v9"),
+                octets!("smlal"; "v2", "v26", "v6", "v10"),
+                octets!("smlal"; "v3", "v27", "v7", "v11"),
+                "addp v16.4s, v16.4s, v17.4s", "addp v18.4s, v18.4s, v19.4s", "addp v16.4s, v16.4s, v18.4s",
+                "addp v20.4s, v20.4s, v21.4s", "addp v22.4s, v22.4s, v23.4s", "addp v20.4s, v20.4s, v22.4s",
+                scale!("v16", "v20"),
+                "subs {blocks}, {blocks}, #1",
+                "b.ne 2b",
+                block = inout(reg) block => _, second = inout(reg) block.add(SCALES + NIBBLES) => _,
+                last = in(reg) OCTETS + SCALES - 64, step = in(reg) 192_usize,
+                high = inout(reg) x.as_ptr() => _, low = inout(reg) x.as_ptr().add(2 * BLOCK) => _,
+                blocks = inout(reg) blocks => _,
+                a = inout(vreg) *a, b = inout(vreg) *b, c = inout(vreg) *c, d = inout(vreg) *d,
+                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+                out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
+                out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
+                out("v21") _, out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _,
+                options(readonly, nostack)
+            );
         }
     }
 }
@@ -331,7 +367,7 @@ pub(crate) fn finish(
 unsafe fn store_shared(to: *const i64, low: int64x2_t, high: int64x2_t) {
     // SAFETY: the caller's promise.
     unsafe {
-        core::arch::asm!(
+        asm!(
             "stp {low:q}, {high:q}, [{to}]",
             to = in(reg) to, low = in(vreg) low, high = in(vreg) high, options(nostack, preserves_flags)
         );
