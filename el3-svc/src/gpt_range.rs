@@ -273,122 +273,22 @@ const fn mask(start: u64, end: u64) -> u64 {
 mod tests {
     extern crate std;
     use super::*;
+    use crate::gpt_fake::{Fake, LEVEL1, MEMORY, SIZE, layout};
     use proptest::prelude::*;
-    use std::{cell::RefCell, collections::BTreeMap, vec, vec::Vec};
+    use std::vec;
 
-    const LEVEL0: u64 = 0x1_0000;
-    const LEVEL1: u64 = 0x10_0000;
-    const REGION: u64 = 1 << 30;
-    const MEMORY: u64 = 0x4000_0000;
-
-    /// Tables for 1 GB at `MEMORY`, with everything that may cache them.
-    struct Fake {
-        entries: RefCell<Vec<u64>>,
-        /// What a TLB may hold: base of the block it cached -> (bytes, GPI).
-        tlb: RefCell<BTreeMap<u64, (u64, Gpi)>>,
-        invalidations: RefCell<Vec<(u64, u64)>>,
-        flushed: RefCell<Vec<(u64, u64, Gpi)>>,
-        locked: RefCell<bool>,
-    }
-
-    impl Fake {
-        /// All granules are the normal world's, in blocks of `entry`.
-        fn new(entry: u64) -> Self {
-            Self {
-                entries: RefCell::new(vec![entry; (REGION / ENTRY) as usize]),
-                tlb: RefCell::default(),
-                invalidations: RefCell::default(),
-                flushed: RefCell::default(),
-                locked: RefCell::new(false),
-            }
-        }
-
-        fn layout() -> Layout {
-            Layout::new(LEVEL0 >> 12, 2)
-        }
-
-        fn owner(&self, address: u64) -> Gpi {
-            Self::layout().owner(address, |a| self.read(a)).unwrap()
-        }
-
-        /// A core touches `address`: it may cache the whole block that one entry describes.
-        fn touch(&self, address: u64) {
-            let table = Self::layout().level1(address, |a| self.read(a)).unwrap();
-            let bytes = Contiguous::of(self.read(table.entry(address))).map_or(GRANULE, Contiguous::bytes);
-            self.tlb.borrow_mut().insert(address & !(bytes - 1), (bytes, self.owner(address)));
-        }
-
-        fn assert_no_stale_tlb_entry(&self) {
-            for (base, (bytes, gpi)) in self.tlb.borrow().iter() {
-                for granule in [*base, base + bytes / 2, base + bytes - GRANULE] {
-                    assert_eq!(self.owner(granule), *gpi, "stale entry for {granule:#x}");
-                }
-            }
-        }
-
-        fn move_range(&self, base: u64, count: u64, to: Gpi) -> Moved {
-            let from = if to == Gpi::Secure { Gpi::NonSecure } else { Gpi::Secure };
-            self.move_ranges(&[Range { base, count }], from, to)
-        }
-
-        fn move_ranges(&self, ranges: &[Range], from: Gpi, to: Gpi) -> Moved {
-            let moved = move_ranges(&Self::layout(), self, ranges, from, to);
-            assert!(!*self.locked.borrow());
-            moved
-        }
-    }
-
-    impl Tables for Fake {
-        fn read(&self, address: u64) -> u64 {
-            match address {
-                a if a == LEVEL0 + MEMORY / REGION * 8 => LEVEL1 | 0b0011,
-                a if a < LEVEL1 => 0,
-                a => self.entries.borrow()[((a - LEVEL1) / 8) as usize],
-            }
-        }
-
-        fn write(&self, address: u64, entry: u64) {
-            assert!(*self.locked.borrow());
-            self.entries.borrow_mut()[((address - LEVEL1) / 8) as usize] = entry;
-        }
-
-        fn lock(&self, _base: u64) {
-            assert!(!self.locked.replace(true));
-        }
-
-        fn unlock(&self, _base: u64) {
-            assert!(self.locked.replace(false));
-        }
-
-        fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
-            for Range { base, count } in ranges {
-                let bytes = count * GRANULE;
-                self.invalidations.borrow_mut().push((base, bytes));
-                self.tlb.borrow_mut().retain(|at, (size, _)| *at + *size <= base || base + bytes <= *at);
-            }
-        }
-
-        fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
-            for Range { base, count } in ranges {
-                for granule in (0..count).map(|i| base + i * GRANULE) {
-                    assert_ne!(
-                        self.owner(granule),
-                        space,
-                        "lines could come back while the old owner still has access"
-                    );
-                }
-                self.flushed.borrow_mut().push((base, count * GRANULE, space));
-            }
-            self.assert_no_stale_tlb_entry();
-        }
+    /// Moves one range.
+    fn move_range(fake: &Fake, base: u64, count: u64, to: Gpi) -> Moved {
+        let from = if to == Gpi::Secure { Gpi::NonSecure } else { Gpi::Secure };
+        fake.move_ranges(&[Range { base, count }], from, to)
     }
 
     const BLOCKS: u64 = Contiguous::Block512M.descriptor(Gpi::NonSecure as u8);
 
     #[test]
     fn a_batch_of_one_block_takes_one_invalidation_and_one_flush() {
-        let fake = Fake::new(Contiguous::Block2M.descriptor(Gpi::NonSecure as u8));
-        assert_eq!(fake.move_range(MEMORY, 512, Gpi::Secure), Moved { done: 512, error: None });
+        let fake = Fake::new(Contiguous::Block2M);
+        assert_eq!(move_range(&fake, MEMORY, 512, Gpi::Secure), Moved { done: 512, error: None });
         assert_eq!(*fake.invalidations.borrow(), [(MEMORY, BLOCK)]);
         assert_eq!(*fake.flushed.borrow(), [(MEMORY, BLOCK, Gpi::NonSecure)]);
         assert_eq!(fake.read(LEVEL1), Contiguous::Block2M.descriptor(Gpi::Secure as u8));
@@ -396,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_list_moves_in_waves_and_what_it_completes_becomes_a_block() {
-        let fake = Fake::new(BLOCKS);
+        let fake = Fake::new(Contiguous::Block512M);
         let granule = |i: u64| Range { base: MEMORY + i * GRANULE, count: 1 };
         let odd: std::vec::Vec<_> = (0..20).map(|i| granule(2 * i + 1)).collect();
         assert_eq!(fake.move_ranges(&odd, Gpi::NonSecure, Gpi::Secure), Moved { done: 20, error: None });
@@ -406,7 +306,7 @@ mod tests {
         let stops = [granule(41), granule(3), granule(43)];
         let moved = fake.move_ranges(&stops, Gpi::NonSecure, Gpi::Secure);
         assert_eq!(moved, Moved { done: 1, error: Some(MoveError::NotOwned) });
-        fake.move_range(MEMORY + 41 * GRANULE, 1, Gpi::NonSecure);
+        move_range(&fake, MEMORY + 41 * GRANULE, 1, Gpi::NonSecure);
         let back: std::vec::Vec<_> = odd.iter().rev().copied().collect();
         assert_eq!(fake.move_ranges(&back, Gpi::Secure, Gpi::NonSecure).done, 20);
         assert!(fake.entries.borrow().iter().all(|entry| *entry == BLOCKS));
@@ -415,8 +315,9 @@ mod tests {
     #[test]
     fn another_owners_block_stays_a_block() {
         let realm = Contiguous::Block2M.descriptor(Gpi::Realm as u8);
-        let fake = Fake::new(realm);
-        let moved = fake.move_range(MEMORY + GRANULE, 1, Gpi::Secure);
+        let fake = Fake::new(Contiguous::Block2M);
+        fake.entries.borrow_mut().fill(realm);
+        let moved = move_range(&fake, MEMORY + GRANULE, 1, Gpi::Secure);
         assert_eq!(moved, Moved { done: 0, error: Some(MoveError::NotOwned) });
         assert!(fake.entries.borrow().iter().all(|entry| *entry == realm));
         assert!(fake.invalidations.borrow().is_empty());
@@ -424,45 +325,45 @@ mod tests {
 
     #[test]
     fn large_blocks_are_shattered_and_made_again() {
-        let fake = Fake::new(BLOCKS);
+        let fake = Fake::new(Contiguous::Block512M);
         let middle = MEMORY + 100 * BLOCK + 5 * GRANULE;
-        assert_eq!(fake.move_range(middle, 1, Gpi::Secure).done, 1);
-        let table = Fake::layout().level1(middle, |a| fake.read(a)).unwrap();
+        assert_eq!(move_range(&fake, middle, 1, Gpi::Secure).done, 1);
+        let table = layout().level1(middle, |a| fake.read(a)).unwrap();
         assert_eq!(Contiguous::of(fake.read(table.entry(middle))), None);
         let size_at = |address| Contiguous::of(fake.read(table.entry(address)));
         assert_eq!(size_at(middle + BLOCK), Some(Contiguous::Block2M));
         assert_eq!(size_at(MEMORY), Some(Contiguous::Block32M));
         assert_eq!(size_at(MEMORY + (512 << 20)), Some(Contiguous::Block512M));
-        assert_eq!(fake.move_range(middle, 1, Gpi::NonSecure).done, 1);
+        assert_eq!(move_range(&fake, middle, 1, Gpi::NonSecure).done, 1);
         assert!(fake.entries.borrow().iter().all(|entry| *entry == BLOCKS));
     }
 
     #[test]
     fn the_normal_world_gets_nothing_before_the_scrub_is_in_memory() {
-        let fake = Fake::new(BLOCKS);
-        fake.move_range(MEMORY, 3, Gpi::Secure);
+        let fake = Fake::new(Contiguous::Block512M);
+        move_range(&fake, MEMORY, 3, Gpi::Secure);
         fake.flushed.borrow_mut().clear();
-        fake.move_range(MEMORY, 3, Gpi::NonSecure);
+        move_range(&fake, MEMORY, 3, Gpi::NonSecure);
         assert_eq!(*fake.flushed.borrow(), [(MEMORY, 3 * GRANULE, Gpi::Secure)]);
     }
 
     #[test]
     fn a_range_stops_at_the_first_granule_of_another_owner() {
-        let fake = Fake::new(BLOCKS);
+        let fake = Fake::new(Contiguous::Block512M);
         for stranger in [0, 1, 15, 16, 511, 512, 700] {
             let at = MEMORY + stranger * GRANULE;
-            fake.move_range(at, 1, Gpi::Secure);
-            let moved = fake.move_range(MEMORY, 1024, Gpi::Secure);
+            move_range(&fake, at, 1, Gpi::Secure);
+            let moved = move_range(&fake, MEMORY, 1024, Gpi::Secure);
             assert_eq!(moved, Moved { done: stranger, error: Some(MoveError::NotOwned) });
-            fake.move_range(MEMORY, stranger + 1, Gpi::NonSecure);
+            move_range(&fake, MEMORY, stranger + 1, Gpi::NonSecure);
         }
         assert!(fake.entries.borrow().iter().all(|entry| *entry == BLOCKS));
     }
 
     #[test]
     fn a_region_without_a_table_is_not_covered() {
-        let fake = Fake::new(BLOCKS);
-        let moved = fake.move_range(MEMORY + REGION, 1, Gpi::Secure);
+        let fake = Fake::new(Contiguous::Block512M);
+        let moved = move_range(&fake, MEMORY + SIZE, 1, Gpi::Secure);
         assert_eq!(moved, Moved { done: 0, error: Some(MoveError::NotCovered) });
     }
 
@@ -473,8 +374,8 @@ mod tests {
             moves in prop::collection::vec(
                 (0..4_u64, 0..1100_u64, 1..1100_u64, any::<bool>(), prop::collection::vec(0..2048_u64, 0..4)), 1..20),
         ) {
-            let fake = Fake::new(BLOCKS);
-            let mut shadow = vec![Gpi::NonSecure; (REGION / GRANULE) as usize];
+            let fake = Fake::new(Contiguous::Block512M);
+            let mut shadow = vec![Gpi::NonSecure; (SIZE / GRANULE) as usize];
             for (block, offset, count, lend, touched) in moves {
                 let first = block * 3 * 512 + offset;
                 for granule in touched {
@@ -484,10 +385,10 @@ mod tests {
                 let range = &mut shadow[first as usize..(first + count) as usize];
                 let expected = range.iter().take_while(|gpi| **gpi == from).count();
                 range[..expected].fill(to);
-                let moved = fake.move_range(MEMORY + first * GRANULE, count, to);
+                let moved = move_range(&fake, MEMORY + first * GRANULE, count, to);
                 prop_assert_eq!(moved.done, expected as u64);
                 prop_assert_eq!(moved.error.is_none(), expected as u64 == count);
-                fake.assert_no_stale_tlb_entry();
+                fake.check_tlb([MEMORY + first * GRANULE, MEMORY + (first + count - 1) * GRANULE]);
             }
             for (i, gpi) in shadow.iter().enumerate().take(16 * 512) {
                 prop_assert_eq!(fake.owner(MEMORY + i as u64 * GRANULE), *gpi);

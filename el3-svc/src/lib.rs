@@ -24,6 +24,8 @@ pub mod cores;
 mod cpu;
 #[cfg(all(target_os = "none", isolation = "gpt"))]
 mod gpt;
+#[cfg(any(test, fuzzing))]
+pub mod gpt_fake;
 pub mod gpt_format;
 pub mod gpt_range;
 #[cfg(all(target_os = "none", isolation = "stage-2"))]

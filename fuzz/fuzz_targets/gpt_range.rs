@@ -3,20 +3,15 @@
 
 use flexserve_abi::el3::Gpi;
 use flexserve_el3_svc::{
-    gpt_format::{Contiguous, Layout},
-    gpt_range::{Tables, move_ranges},
+    gpt_fake::{Fake, MEMORY, SIZE},
+    gpt_format::Contiguous,
     protection::Range,
 };
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
     fuzz_target,
 };
-use std::cell::{Cell, RefCell};
 
-const LEVEL0: u64 = 0x1_0000;
-const LEVEL1: u64 = 0x10_0000;
-const REGION: u64 = 1 << 30;
-const MEMORY: u64 = 0x4000_0000;
 const GRANULE: u64 = 4096;
 
 #[derive(Arbitrary, Debug)]
@@ -33,85 +28,11 @@ struct Move {
     touched: [u16; 2],
 }
 
-struct Fake {
-    entries: RefCell<Vec<u64>>,
-    /// Cached blocks: base, bytes, who.
-    tlb: RefCell<Vec<(u64, u64, Gpi)>>,
-    locked: Cell<bool>,
-}
-
-fn layout() -> Layout {
-    Layout::new(LEVEL0 >> 12, 2)
-}
-
-impl Fake {
-    fn owner(&self, address: u64) -> Gpi {
-        layout().owner(address, |at| self.read(at)).expect("the tables are well-formed")
-    }
-
-    fn touch(&self, address: u64) {
-        let table = layout().level1(address, |at| self.read(at)).expect("covered");
-        let bytes = Contiguous::of(self.read(table.entry(address))).map_or(GRANULE, Contiguous::bytes);
-        self.tlb.borrow_mut().push((address & !(bytes - 1), bytes, self.owner(address)));
-    }
-
-    /// No cached block says anything else than the tables, at its ends and where the last move was.
-    fn check_tlb(&self, first: u64, last: u64) {
-        for (base, bytes, gpi) in self.tlb.borrow().iter() {
-            for granule in [*base, base + bytes - GRANULE, first, last] {
-                if (*base..base + bytes).contains(&granule) {
-                    assert_eq!(self.owner(granule), *gpi, "stale for {granule:#x}");
-                }
-            }
-        }
-    }
-}
-
-impl Tables for Fake {
-    fn read(&self, address: u64) -> u64 {
-        match address {
-            a if a == LEVEL0 + MEMORY / REGION * 8 => LEVEL1 | 0b0011,
-            a if a < LEVEL1 => 0,
-            a => self.entries.borrow()[((a - LEVEL1) / 8) as usize],
-        }
-    }
-
-    fn write(&self, address: u64, entry: u64) {
-        assert!(self.locked.get());
-        self.entries.borrow_mut()[((address - LEVEL1) / 8) as usize] = entry;
-    }
-
-    fn lock(&self, _base: u64) {
-        assert!(!self.locked.replace(true));
-    }
-
-    fn unlock(&self, _base: u64) {
-        assert!(self.locked.replace(false));
-    }
-
-    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
-        for Range { base, count } in ranges {
-            let bytes = count * GRANULE;
-            self.tlb.borrow_mut().retain(|(at, size, _)| at + size <= base || base + bytes <= *at);
-        }
-    }
-
-    fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
-        for Range { base, count } in ranges {
-            let last = base + (count - 1) * GRANULE;
-            for granule in [base, last] {
-                assert_ne!(self.owner(granule), space, "lines could come back");
-            }
-            self.check_tlb(base, last);
-        }
-    }
-}
-
 /// Whose each granule is, four bits each.
 struct Shadow(Vec<u64>);
 
 impl Shadow {
-    const GRANULES: u64 = REGION / GRANULE;
+    const GRANULES: u64 = SIZE / GRANULE;
 
     fn get(&self, granule: u64) -> Gpi {
         Gpi::from_bits((self.0[granule as usize / 16] >> (granule % 16 * 4) & 0xf) as u8).expect("a GPI")
@@ -131,12 +52,8 @@ fuzz_target!(|input: (u8, Vec<Move>)| {
         1..4 => Contiguous::Block32M,
         _ => Contiguous::Block2M,
     };
-    let fake = Fake {
-        entries: RefCell::new(vec![blocks.descriptor(Gpi::NonSecure as u8); (REGION >> 16) as usize]),
-        tlb: RefCell::default(),
-        locked: Cell::new(false),
-    };
-    let mut shadow = Shadow(vec![0x9999_9999_9999_9999; (REGION >> 16) as usize]);
+    let fake = Fake::new(blocks);
+    let mut shadow = Shadow(vec![0x9999_9999_9999_9999; (SIZE >> 16) as usize]);
     for step in moves.iter().take(24) {
         let start = if step.large { u64::from(step.block % 32) * 8192 } else { u64::from(step.block) * 512 };
         let first = start + u64::from(step.offset % 1024);
@@ -163,10 +80,9 @@ fuzz_target!(|input: (u8, Vec<Move>)| {
         let taken: Vec<u64> = named.take_while(|granule| shadow.get(*granule) == from).collect();
         taken.iter().for_each(|granule| shadow.set(*granule, to));
         let (base, expected) = (MEMORY + first * GRANULE, taken.len() as u64);
-        let moved = move_ranges(&layout(), &fake, &ranges, from, to);
+        let moved = fake.move_ranges(&ranges, from, to);
         assert_eq!((moved.done, moved.error.is_none()), (expected, expected == wanted));
-        assert!(!fake.locked.get());
-        fake.check_tlb(base, base + count * GRANULE - GRANULE);
+        fake.check_tlb([base, base + count * GRANULE - GRANULE]);
         for i in
             [first.saturating_sub(1), first, first + count - 1, (first + count).min(Shadow::GRANULES - 1)]
         {
