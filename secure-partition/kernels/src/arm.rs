@@ -3,12 +3,17 @@
 use core::ops::Range;
 
 use crate::activations::{Activations, BATCH_MIN};
+use crate::format::GROUP;
 use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::Matrix;
 use crate::{batch, dotprod, neon, sve};
 
-/// Multiplies groups of rows with every token.
+/// Groups whose sums are reported at once.
+const AT_ONCE: usize = 16;
+
+/// Multiplies groups of rows with every token. What is done with the sums of some groups and a token: `report_groups(first
+/// group, token, sums)`.
 ///
 /// # Safety
 /// The CPU has what `kernel` needs.
@@ -18,6 +23,7 @@ pub(crate) unsafe fn multiply(
     groups: Range<usize>,
     x: &Activations,
     report: &impl Report,
+    report_groups: &impl Fn(usize, usize, &[[i64; GROUP]]),
 ) {
     if x.tokens() >= BATCH_MIN {
         // SAFETY: the caller's promise.
@@ -26,68 +32,52 @@ pub(crate) unsafe fn multiply(
     }
     for token in 0..x.tokens() {
         let (words, sums) = (x.words(token), x.sums(token));
-        let mut index = groups.start;
-        if matches!(kernel, Kernel::Sve32 | Kernel::Sve64) {
-            while index < groups.end {
-                let (whole, four) = (kernel == Kernel::Sve64, groups.end - index >= sve::GROUPS);
-                // SAFETY: the caller's promise.
-                index += unsafe {
-                    match (whole, four) {
-                        (true, true) => {
-                            scalable::<64, { sve::GROUPS }>(weights, index, token, (words, sums), report)
-                        }
-                        (true, false) => scalable::<64, 1>(weights, index, token, (words, sums), report),
-                        (false, true) => {
-                            scalable::<32, { sve::GROUPS }>(weights, index, token, (words, sums), report)
-                        }
-                        (false, false) => scalable::<32, 1>(weights, index, token, (words, sums), report),
-                    }
-                };
-            }
-            continue;
-        }
-        let mut rest = weights.groups_in(groups.clone());
-        while let Some(group) = rest.next() {
+        for first in groups.clone().step_by(AT_ONCE) {
+            let mut room = [[0; GROUP]; AT_ONCE];
+            let out = &mut room[..groups.end.min(first + AT_ONCE) - first];
             // SAFETY: the caller's promise.
-            let y = unsafe {
+            unsafe {
                 match kernel {
-                    Kernel::Dotprod | Kernel::I8mm => {
-                        if let Some(next) = rest.next() {
-                            let [first, second] = dotprod::groups([&group, &next], words, sums);
-                            report(index, group.head, token, &[first]);
-                            report(index + 1, next.head, token, &[second]);
-                            index += 2;
-                            continue;
+                    Kernel::Dotprod | Kernel::I8mm => dotprod::groups(weights, first, words, sums, out),
+                    Kernel::Sve32 => scalable::<32>(weights, first, words, sums, out),
+                    Kernel::Sve64 => scalable::<64>(weights, first, words, sums, out),
+                    _ => {
+                        for (group, out) in weights.groups_in(first..first + out.len()).zip(out.iter_mut()) {
+                            *out = neon::group(&group, words, sums);
                         }
-                        dotprod::groups([&group], words, sums)
                     }
-                    _ => [neon::group(&group, words, sums)],
                 }
-            };
-            report(index, group.head, token, &y);
-            index += 1;
+            }
+            report_groups(first, token, out);
         }
     }
 }
 
-/// Multiplies `G` groups from `index` on with a token, with scalable vectors of `LENGTH` bytes; answers how many.
+/// Multiplies groups from the `first` on with a token, with scalable vectors of `LENGTH` bytes.
 ///
 /// # Safety
 /// The CPU has what [`sve::groups`] needs.
 #[inline]
-unsafe fn scalable<const LENGTH: usize, const G: usize>(
+unsafe fn scalable<const LENGTH: usize>(
     weights: &Matrix,
-    index: usize,
-    token: usize,
-    x: (&[i16], &[i32]),
-    report: &impl Report,
-) -> usize {
-    let (bytes, each) = (weights.bytes(index..index + G), weights.group_bytes());
+    first: usize,
+    x: &[i16],
+    sums: &[i32],
+    out: &mut [[i64; GROUP]],
+) {
+    let format = weights.format();
+    let (fours, rest) = out.as_chunks_mut::<{ sve::GROUPS }>();
+    let whole = fours.len() * sve::GROUPS;
     // SAFETY: the caller's promise.
-    let sums = unsafe { sve::groups::<LENGTH, G>(weights.format(), bytes, x.0, x.1) };
-    for (i, (group, sums)) in bytes.chunks_exact(each).zip(sums).enumerate() {
-        let head = group.first_chunk().expect("a group is longer than its head");
-        report(index + i, head, token, &[sums]);
+    unsafe {
+        for (i, out) in fours.iter_mut().enumerate() {
+            let at = first + i * sve::GROUPS;
+            *out =
+                sve::groups::<LENGTH, { sve::GROUPS }>(format, weights.bytes(at..at + sve::GROUPS), x, sums);
+        }
+        for (i, out) in rest.iter_mut().enumerate() {
+            let at = first + whole + i;
+            [*out] = sve::groups::<LENGTH, 1>(format, weights.bytes(at..at + 1), x, sums);
+        }
     }
-    G
 }

@@ -5,7 +5,7 @@ use core::arch::asm;
 
 use crate::batch::Strip;
 use crate::format::{BLOCK, Format, GROUP, HALF};
-use crate::matrix::Group;
+use crate::matrix::{Group, Matrix};
 use crate::minima;
 use crate::neon::{RowSums, no_rows, store};
 
@@ -113,36 +113,60 @@ macro_rules! vector {
     };
 }
 
-/// Twin of [`crate::plain::group`] for one token and some groups of the same matrix. The mantissas are in
-/// [`crate::activations::Layout::Planes`], for vectors of 16 bytes.
+/// Twin of [`crate::plain::group`] for one token and as many groups, from the `first` on, as there is room for in `out`. The
+/// mantissas are in [`crate::activations::Layout::Planes`], for vectors of 16 bytes.
 ///
 /// # Safety
 /// The CPU has `FEAT_DotProd`.
-pub(crate) unsafe fn groups<const G: usize>(
-    groups: [&Group; G],
+pub(crate) unsafe fn groups(
+    weights: &Matrix,
+    first: usize,
     x: &[i16],
     sums: &[i32],
-) -> [[i64; GROUP]; G] {
+    out: &mut [[i64; GROUP]],
+) {
+    let mut groups = weights.groups_in(first..first + out.len());
+    for out in out.chunks_mut(2) {
+        let Some(group) = groups.next() else { return };
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (out, groups.next()) {
+                ([one, two], Some(next)) => [*one, *two] = products([&group, &next], x, sums),
+                (out, _) => [out[0]] = products([&group], x, sums),
+            }
+        }
+    }
+}
+
+/// Of one group or two.
+///
+/// # Safety
+/// The CPU has `FEAT_DotProd`.
+#[inline(always)]
+unsafe fn products<const G: usize>(groups: [&Group; G], x: &[i16], sums: &[i32]) -> [[i64; GROUP]; G] {
+    let mut out = [no_rows(); G];
+    let mut stored = [[0; GROUP]; G];
     // SAFETY: the caller's promise.
     unsafe {
         match groups[0].format {
             Format::Q4Min => {
                 // The sums of rows 4..8 are a sixteenth of what they should be.
-                let mut out = minima::of_token::<G, 7, 3>(groups, sums);
+                let mut minima = [groups[0].minima; G];
+                minima[G - 1] = groups[G - 1].minima;
+                out = minima::of_token::<G, 7, 3>(minima, sums);
                 multiply::<G, true>(groups, x, &mut out);
                 for out in &mut out {
                     (out[2], out[3]) = (vshlq_n_s64::<4>(out[2]), vshlq_n_s64::<4>(out[3]));
                 }
-                out.map(|out| store(&out))
             }
-            Format::Q8 => {
-                let mut out = [no_rows(); G];
-                multiply::<G, false>(groups, x, &mut out);
-                out.map(|out| store(&out))
-            }
-            Format::W16 | Format::Vector => [[0; GROUP]; G],
+            Format::Q8 => multiply::<G, false>(groups, x, &mut out),
+            Format::W16 | Format::Vector => {}
         }
     }
+    for (stored, out) in stored.iter_mut().zip(&out) {
+        *stored = store(out);
+    }
+    stored
 }
 
 /// Adds the products of all blocks of some groups: those of 16 * high nibble and of low nibble, or of octets.
@@ -160,25 +184,25 @@ unsafe fn multiply<const G: usize, const NIBBLE: bool>(
     if blocks == 0 {
         return;
     }
-    let block = groups.map(|group| group.blocks[..blocks * bytes].as_ptr());
+    let block = |i: usize| groups[i].blocks[..blocks * bytes].as_ptr();
     let x = x.as_ptr();
     // SAFETY: every group has that many blocks of `bytes`, and there are as many times 64 bytes of mantissas; the caller
     // promises the instructions.
     unsafe {
         match (NIBBLE, G) {
             (true, 1) => {
-                vector!(nibbles, x, blocks; block0 block[0], out[0], a0 a1 a2 a3)
+                vector!(nibbles, x, blocks; block0 block(0), out[0], a0 a1 a2 a3)
             }
             (true, _) => vector!(
                 nibbles, x, blocks;
-                block0 block[0], out[0], a0 a1 a2 a3; block1 block[G - 1], out[G - 1], b0 b1 b2 b3
+                block0 block(0), out[0], a0 a1 a2 a3; block1 block(G - 1), out[G - 1], b0 b1 b2 b3
             ),
             (false, 1) => {
-                vector!(octets, x, blocks; block0 block[0], out[0], a0 a1 a2 a3)
+                vector!(octets, x, blocks; block0 block(0), out[0], a0 a1 a2 a3)
             }
             (false, _) => vector!(
                 octets, x, blocks;
-                block0 block[0], out[0], a0 a1 a2 a3; block1 block[G - 1], out[G - 1], b0 b1 b2 b3
+                block0 block(0), out[0], a0 a1 a2 a3; block1 block(G - 1), out[G - 1], b0 b1 b2 b3
             ),
         }
     }

@@ -99,7 +99,22 @@ pub fn matmul(isa: Isa, weights: &Matrix, groups: Range<usize>, x: &Activations,
         Kernel::Sse2 => by_token(crate::sse2::group, crate::sse2::group, weights, groups, x, report),
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the creator of `isa` promised that the CPU has the features.
-        kernel => unsafe { crate::arm::multiply(kernel, weights, groups, x, &report) },
+        kernel => unsafe {
+            let report_groups = |first: usize, token: usize, sums: &[[i64; GROUP]]| {
+                let end = first + sums.len();
+                let exponent = x.exponent(token).saturating_sub(frac);
+                let (bytes, each) = (weights.bytes(first..end), weights.group_bytes());
+                let at = token * weights.rows() + first * GROUP;
+                if end * GROUP > weights.rows()
+                    || !crate::neon::finish_groups(sums, bytes, each, exponent, out, at)
+                {
+                    for ((index, group), sums) in (first..).zip(weights.groups_in(first..end)).zip(sums) {
+                        report(index, group.head, token, core::slice::from_ref(sums));
+                    }
+                }
+            };
+            crate::arm::multiply(kernel, weights, groups, x, &report, &report_groups);
+        },
         #[cfg(not(target_arch = "aarch64"))]
         _ => by_token(plain::group, plain::group, weights, groups, x, report),
     }

@@ -82,7 +82,7 @@ macro_rules! minima {
             sums = inout(reg) $sums.as_ptr() => _,
             fours = inout(reg) $sums.len() / 4 => _, rest = inout(reg) $sums.len() % 4 => _,
             $(
-                $minima = inout(reg) $at.as_ptr() => _,
+                $minima = inout(reg) $at => _,
                 $a = inout(vreg) $parts[0], $b = inout(vreg) $parts[1],
                 $c = inout(vreg) $parts[2], $d = inout(vreg) $parts[3],
 
@@ -94,26 +94,26 @@ macro_rules! minima {
     };
 }
 
-/// Products of the groups' minima with a token's block sums, times 2^`HIGH` for rows 0..4 and 2^`LOW` for rows 4..8.
+/// Products of some groups' minima with a token's block sums, times 2^`HIGH` for rows 0..4 and 2^`LOW` for rows 4..8.
 #[inline(always)]
 pub(crate) fn of_token<const G: usize, const HIGH: i32, const LOW: i32>(
-    groups: [&Group; G],
+    minima: [&[u8]; G],
     sums: &[i32],
 ) -> [RowSums; G] {
     const { assert!(G == 1 || G == 2) };
     let mut out = [no_rows(); G];
     for (chunk, sums) in sums.chunks(SUMMED).enumerate() {
-        let minima = groups.map(|group| &group.minima[chunk * SUMMED * SCALES..][..sums.len() * SCALES]);
+        let at = |group: usize| minima[group][chunk * SUMMED * SCALES..][..sums.len() * SCALES].as_ptr();
         // SAFETY: NEON is there; the loads are of as many sums and minima as there are.
         unsafe {
             // Products with the high and with the low half of sums, of 4 rows each.
             let mut parts = [[vdupq_n_s32(0); 4]; G];
             if G == 1 {
-                minima!(sums; m0 minima[0], parts[0], "v0" "v1" "v2" "v3", a0 a1 a2 a3);
+                minima!(sums; m0 at(0), parts[0], "v0" "v1" "v2" "v3", a0 a1 a2 a3);
             } else {
                 minima!(
-                    sums; m0 minima[0], parts[0], "v0" "v1" "v2" "v3", a0 a1 a2 a3;
-                    m1 minima[G - 1], parts[G - 1], "v4" "v5" "v6" "v7", b0 b1 b2 b3
+                    sums; m0 at(0), parts[0], "v0" "v1" "v2" "v3", a0 a1 a2 a3;
+                    m1 at(G - 1), parts[G - 1], "v4" "v5" "v6" "v7", b0 b1 b2 b3
                 );
             }
             for (out, [h0, h1, l0, l1]) in out.iter_mut().zip(parts) {

@@ -3,8 +3,9 @@
 
 use core::arch::aarch64::*;
 use core::arch::asm;
+use core::sync::atomic::{AtomicI32, AtomicI64};
 
-use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, NIBBLES, OCTETS, SCALES};
+use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
 use crate::matmul::Output;
 use crate::matrix::Group;
 use crate::minima;
@@ -125,7 +126,7 @@ pub(crate) fn group(group: &Group, x: &[i16], sums: &[i32]) -> [i64; GROUP] {
     match group.format {
         Format::Q4Min => {
             // The sums are a sixteenth of what they should be.
-            let [mut out] = minima::of_token::<1, 3, 3>([group], sums);
+            let [mut out] = minima::of_token::<1, 3, 3>([group.minima], sums);
             multiply::<true>(group, x, &mut out);
             store(&out).map(|sum| sum << 4)
         }
@@ -334,11 +335,7 @@ pub(crate) fn finish(
             for (sums, &exponent) in tokens {
                 let rows = scaled(sums, exponent);
                 // SAFETY: NEON is there; the stores are of 8 elements, the last ones before `end`.
-                unsafe {
-                    let low = vqmovn_high_s64(vqmovn_s64(rows[0]), rows[1]);
-                    let high = vqmovn_high_s64(vqmovn_s64(rows[2]), rows[3]);
-                    store_shared(to.cast(), vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high));
-                }
+                unsafe { store_narrow(to, &rows) };
                 to = to.wrapping_add(stride);
             }
         }
@@ -347,16 +344,92 @@ pub(crate) fn finish(
             for (sums, &exponent) in tokens {
                 let rows = scaled(sums, exponent);
                 // SAFETY: NEON is there; the loads and stores are of 8 elements, the last ones before `end`.
-                unsafe {
-                    let sum = |i: usize| vqaddq_s64(vld1q_s64(from.add(2 * i)), rows[i]);
-                    store_shared(to.cast(), sum(0), sum(1));
-                    store_shared(to.add(4).cast(), sum(2), sum(3));
-                }
+                unsafe { store_sum(from, to, &rows) };
                 (from, to) = (from.wrapping_add(stride), to.wrapping_add(stride));
             }
         }
     }
     true
+}
+
+/// Scales the sums of some whole groups of a token and puts them to `out` from `at` on; answers whether it could, otherwise what
+/// it put is of no use. `groups` are their bytes, `each` a group. |sums| < 2^59.
+#[inline]
+pub(crate) fn finish_groups(
+    sums: &[[i64; GROUP]],
+    groups: &[u8],
+    each: usize,
+    exponent: i32,
+    out: Output,
+    at: usize,
+) -> bool {
+    // SAFETY: every AArch64 target of this crate has NEON.
+    let (exponent, one, mut largest) = unsafe { (vdupq_n_s32(exponent), vdupq_n_s32(1), vdupq_n_u32(0)) };
+    let mut scaled = |sums: &[i64; GROUP], group: &[u8]| {
+        let mut rows = no_rows();
+        // SAFETY: NEON is there; the loads are of 8 sums, and `load` checks its bounds.
+        unsafe {
+            for (half, (rows, sums)) in
+                rows.as_chunks_mut::<2>().0.iter_mut().zip(sums.as_chunks::<HALF>().0).enumerate()
+            {
+                let shifts = vqaddq_s32(vreinterpretq_s32_s8(load(group, 16 * half)), exponent);
+                largest = vmaxq_u32(largest, vreinterpretq_u32_s32(vsubq_s32(shifts, one)));
+                let left = vnegq_s32(shifts);
+                rows[0] = vrshlq_s64(vld1q_s64(sums.as_ptr()), vmovl_s32(vget_low_s32(left)));
+                rows[1] = vrshlq_s64(vld1q_s64(sums[2..].as_ptr()), vmovl_high_s32(left));
+            }
+        }
+        rows
+    };
+    let (groups, end) = (sums.iter().zip(groups.chunks_exact(each)), at + sums.len() * GROUP);
+    match out {
+        Output::Store(out) => {
+            for ((sums, group), out) in groups.zip(out[at..end].chunks_exact(GROUP)) {
+                let rows = scaled(sums, group);
+                // SAFETY: NEON is there; the stores are of 8 elements.
+                unsafe { store_narrow(out.as_ptr(), &rows) };
+            }
+        }
+        Output::Add { before, after } => {
+            let places = before[at..end].chunks_exact(GROUP).zip(after[at..end].chunks_exact(GROUP));
+            for ((sums, group), (before, after)) in groups.zip(places) {
+                let rows = scaled(sums, group);
+                // SAFETY: NEON is there; the loads and stores are of 8 elements.
+                unsafe { store_sum(before.as_ptr(), after.as_ptr(), &rows) };
+            }
+        }
+    }
+    // The common case: every shift is to the right and by less than the sums' length, (shift - 1) < 62.
+    // SAFETY: NEON is there.
+    unsafe { vmaxvq_u32(largest) < 62 }
+}
+
+/// Stores 8 sums, saturated.
+///
+/// # Safety
+/// `to` is valid for shared writes of 8 elements.
+#[inline(always)]
+unsafe fn store_narrow(to: *const AtomicI32, rows: &RowSums) {
+    // SAFETY: NEON is there; the caller's promise.
+    unsafe {
+        let low = vqmovn_high_s64(vqmovn_s64(rows[0]), rows[1]);
+        let high = vqmovn_high_s64(vqmovn_s64(rows[2]), rows[3]);
+        store_shared(to.cast(), vreinterpretq_s64_s32(low), vreinterpretq_s64_s32(high));
+    }
+}
+
+/// Stores 8 sums, added to those at `from` and saturated.
+///
+/// # Safety
+/// `from` is valid for reads and `to` for shared writes of 8 elements.
+#[inline(always)]
+unsafe fn store_sum(from: *const i64, to: *const AtomicI64, rows: &RowSums) {
+    // SAFETY: NEON is there; the caller's promise.
+    unsafe {
+        let sum = |i: usize| vqaddq_s64(vld1q_s64(from.add(2 * i)), rows[i]);
+        store_shared(to.cast(), sum(0), sum(1));
+        store_shared(to.add(4).cast(), sum(2), sum(3));
+    }
 }
 
 /// Stores 32 bytes that other cores may store to at the same time: an instruction instead of the language's store.

@@ -161,7 +161,7 @@ fn shapes_at_random() {
 fn strips_and_batches_of_any_length() {
     let mut random = Random(0x0fed_cba9_8765_4321);
     for format in FORMATS {
-        for (rows, cols, tokens) in [(17, 1056, 5), (8, 2080, 6), (24, 64, 67), (9, 96, 129)] {
+        for (rows, cols, tokens) in [(17, 1056, 5), (8, 2080, 6), (24, 64, 67), (9, 96, 129), (299, 96, 3)] {
             let bytes: Vec<u8> =
                 (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
             let values: Vec<i64> =
