@@ -3,8 +3,8 @@
 //! A system call, `sched_yield`, marks the moments before and behind each, for a plugin in the emulator that counts
 //! (`xtask/plugin/count.c`). Prints JSON, an object for each product: its name and multiply-accumulates.
 
-use flexserve_kernels::activations::{Activations, quantize, words_needed};
-use flexserve_kernels::format::{BLOCK, Format};
+use flexserve_kernels::activations::{Buffers, Needed, Precision};
+use flexserve_kernels::format::Format;
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul};
 use flexserve_kernels::matrix::Matrix;
@@ -23,15 +23,22 @@ fn main() {
         let bytes = vec![0; format.packed_bytes(ROWS, COLS).unwrap_or_default()];
         let weights = Matrix::new(format, ROWS, COLS, &bytes).expect("zeros are weights");
         for (shape_name, tokens) in SHAPES {
-            let (mut words, mut sums) = (vec![0; words_needed(tokens, COLS)], vec![0; tokens * COLS / BLOCK]);
-            let layout = isa.layout(tokens);
+            let needed = Needed::new(tokens, COLS);
+            let mut buffers = Buffers {
+                octets: &mut vec![0; needed.octets],
+                scales: &mut vec![0; needed.scales],
+                sums: &mut vec![0; needed.sums],
+                tokens: &mut vec![[0; 2]; tokens],
+                seconds: &mut vec![0; needed.seconds],
+                mantissas: &mut vec![0; needed.mantissas],
+            };
             let values: Vec<i64> = (0..COLS as i64).collect();
-            let exponents: Vec<i32> =
-                (0..tokens).map(|token| quantize(layout, token, &values, 0, &mut words, &mut sums)).collect();
-            let x = Activations::new(layout, &words, &sums, &exponents, COLS);
+            let mut writer = buffers.writer(isa, tokens, COLS).expect("whole blocks");
+            (0..tokens).for_each(|_| writer.put(&values, 0, Precision::Octets).expect("that many tokens"));
+            let x = writer.finish().expect("all tokens");
             let out: Vec<AtomicI32> = (0..tokens * ROWS).map(|_| AtomicI32::new(0)).collect();
             mark();
-            matmul(isa, &weights, 0..weights.groups(), &x, 0, Output::Store(&out));
+            matmul(isa, &weights, 0..weights.groups(), &x, 0, Output::Store(&out)).expect("room for all");
             mark();
             let macs = tokens * ROWS * COLS;
             println!("{{\"name\":\"{format_name}-{shape_name}\",\"macs\":{macs}}}");

@@ -3,8 +3,7 @@
 
 use std::sync::atomic::AtomicI32;
 
-use flexserve_kernels::activations::{Activations, quantize, words_needed};
-use flexserve_kernels::format::BLOCK;
+use flexserve_kernels::activations::{Buffers, Needed, Precision};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul};
 use flexserve_kernels::matrix::Matrix;
@@ -25,13 +24,21 @@ fn main() {
 
     let isa = Isa::detect();
     let fixed: Vec<i64> = input.iter().map(|value| (value * 65536.0).round() as i64).collect();
-    let (mut words, mut sums) = (vec![0; words_needed(1, COLS)], [0; COLS / BLOCK]);
-    let exponent = quantize(isa.layout(1), 0, &fixed, FRAC, &mut words, &mut sums);
-    let exponents = [exponent];
-    let x = Activations::new(isa.layout(1), &words, &sums, &exponents, COLS);
+    let needed = Needed::new(1, COLS);
+    let mut buffers = Buffers {
+        octets: &mut vec![0; needed.octets],
+        scales: &mut vec![0; needed.scales],
+        sums: &mut vec![0; needed.sums],
+        tokens: &mut [[0; 2]],
+        seconds: &mut vec![0; needed.seconds],
+        mantissas: &mut vec![0; needed.mantissas],
+    };
+    let mut writer = buffers.writer(isa, 1, COLS).expect("whole blocks");
+    writer.put(&fixed, FRAC, Precision::Words).expect("one token");
+    let x = writer.finish().expect("all tokens");
 
     let out: Vec<AtomicI32> = (0..ROWS).map(|_| AtomicI32::new(0)).collect();
-    matmul(isa, &matrix, 0..matrix.groups(), &x, FRAC, Output::Store(&out));
+    matmul(isa, &matrix, 0..matrix.groups(), &x, FRAC, Output::Store(&out)).expect("room for all rows");
 
     println!("{isa:?}");
     for (row, out) in weights.chunks(COLS).zip(out) {

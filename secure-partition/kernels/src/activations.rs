@@ -1,47 +1,73 @@
-//! Activations as the kernels take them: 16-bit mantissas, one exponent per token.
+//! Activations as the kernels take them: octets, with a scale for each block of 32 of a token.
+//!
+//! A token's values become mantissas `M`, |M| <= [`MANTISSA_MAX`], under one power of 2. Of each block the kernels get octets
+//! `m` and a scale `a`, `M = a * m`: one byte a column, which is what Arm's products of bytes take. Where that is too coarse, a
+//! block has a second entry, `M = a * m + a' * m'`, which only those blocks that need it cost anything: see [`Precision`].
+//! Entries of all blocks come first, second entries behind them; a batch of tokens has those of all blocks that any of its tokens
+//! needs, and zeros for the others, so that who is in the batch makes no difference to a single bit.
 
 use crate::format::BLOCK;
 use crate::isa::{Isa, Kernel};
+use crate::matrix::ShapeError;
 
-/// Largest magnitude of a mantissa. Both halves of one (see [`Layout::Planes`]) fit i8.
-pub const MANTISSA_MAX: i64 = 127 * 256 + 127;
+/// Largest magnitude of an octet: two products with any octet fit i16.
+pub const OCTET_MAX: i32 = 127;
+/// Largest scale: a block's products, times it, fit i32, see [`crate::matmul`].
+pub const SCALE_MAX: i32 = 4096;
+/// Largest magnitude of a mantissa.
+pub const MANTISSA_MAX: i64 = (OCTET_MAX * SCALE_MAX) as i64;
+/// What an octet of a first entry stands for where there is a second one, in units of the second's.
+const STEP: i32 = 2 * OCTET_MAX + 1;
+/// Largest magnitude that two octets hold.
+const PAIR_MAX: i32 = OCTET_MAX * STEP + OCTET_MAX;
+/// Largest magnitude of a block's sum, see [`crate::minima`].
+const SUM_MAX: i32 = 2047;
 
 /// Tokens from which on a matrix's weights are unpacked once for all of them.
 pub const BATCH_MIN: usize = 4;
+/// The scales of an entry, and the sums of a token, are padded to multiples of this.
+const PADDED: usize = 8;
 
-/// How the mantissas of a batch of tokens lie in memory. A mantissa is `256 * h + l`, both i8, where it is divided.
+/// Which blocks have second entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// None.
+    Octets,
+    /// Those whose largest magnitude is over twice the mean of that of all blocks: most of what rounding to octets costs a
+    /// language model is in the few channels that are large in every token.
+    Outliers,
+    /// All: 16 bits.
+    Words,
+}
+
+/// How the octets of an entry lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// (tokens, columns): word c is the mantissa of column c.
-    Words,
-    /// (tokens, blocks): `h` of 8 x 4 columns, each four repeated four times, then `l` likewise: 256 bytes a block.
-    Spread,
-    /// (tokens, blocks): `h` and `l` of 8 x 4 columns, in the [`Order`] of the vector length: 64 bytes a block.
-    Planes(Order),
-    /// (pairs of tokens, blocks): for `h` and then `l`, for each 8 columns, those of one token and of the other: 128 bytes a
-    /// block.
+    /// (tokens, entries, 32 columns), of which groups of four come in an [`Order`].
+    Rows(Order),
+    /// (pairs of tokens, entries, 4, 2 tokens, 8 columns).
     Pairs,
 }
 
-/// Order of a block's 16 groups of four columns, `h` of the first columns being 0 and `l` of the last 15, such that the k-th
-/// element of each 16 bytes of a vector is multiplied with the k-th vector of weights.
+/// Order of a block's 8 groups of four columns, such that the k-th four of each 16 bytes of a vector are multiplied with the
+/// k-th vector of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// Vectors of 16 bytes.
+    /// Vectors of 16 bytes: that of the columns.
     V16,
     /// Vectors of 32 bytes.
     V32,
-    /// Vectors of 64 bytes.
+    /// Vectors of 64 bytes, of which a block's octets fill the first half; four of two groups are then spread to 16 bytes.
     V64,
 }
 
 impl Order {
     /// Which group of four comes at each place.
-    const fn places(self) -> [usize; 16] {
+    const fn places(self) -> [usize; 8] {
         match self {
-            Self::V16 => [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
-            Self::V32 => [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15],
-            Self::V64 => [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15],
+            Self::V16 => [0, 1, 2, 3, 4, 5, 6, 7],
+            Self::V32 => [0, 2, 4, 6, 1, 3, 5, 7],
+            Self::V64 => [0, 4, 1, 5, 2, 6, 3, 7],
         }
     }
 }
@@ -50,349 +76,565 @@ impl Isa {
     /// The layout that its kernels read, of a batch of `tokens`.
     #[must_use]
     pub const fn layout(self, tokens: usize) -> Layout {
-        let batch = tokens >= BATCH_MIN;
         match self.kernel() {
-            Kernel::Plain | Kernel::Sse2 => Layout::Words,
-            Kernel::Neon if batch => Layout::Words,
-            Kernel::Neon => Layout::Spread,
-            Kernel::I8mm | Kernel::Sve32 | Kernel::Sve64 if batch => Layout::Pairs,
-            Kernel::Dotprod | Kernel::I8mm => Layout::Planes(Order::V16),
-            Kernel::Sve32 => Layout::Planes(Order::V32),
-            Kernel::Sve64 => Layout::Planes(Order::V64),
+            Kernel::I8mm | Kernel::Sve32 | Kernel::Sve64 if tokens >= BATCH_MIN => Layout::Pairs,
+            Kernel::Sve32 => Layout::Rows(Order::V32),
+            Kernel::Sve64 => Layout::Rows(Order::V64),
+            _ => Layout::Rows(Order::V16),
         }
     }
 }
 
-/// Words that a batch of up to `tokens` of `cols` columns takes at most, in any [`Layout`].
-#[must_use]
-pub const fn words_needed(tokens: usize, cols: usize) -> usize {
-    // A few tokens may be spread out to four times their size; the last of a pair may be missing.
-    let spread = 4 * (if tokens < BATCH_MIN { tokens } else { BATCH_MIN - 1 });
-    let pairs = tokens.next_multiple_of(2);
-    cols * if spread > pairs { spread } else { pairs }
+/// A token of a batch: the exponent, `value = M * 2^-exponent`; and by how many bits its blocks' sums were shifted down, 0..=13.
+pub type Token = [i32; 2];
+
+/// Elements that each of a [`Buffers`]' arrays needs for `tokens` tokens of `cols` columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needed {
+    /// Of [`Buffers::octets`].
+    pub octets: usize,
+    /// Of [`Buffers::scales`].
+    pub scales: usize,
+    /// Of [`Buffers::sums`].
+    pub sums: usize,
+    /// Of [`Buffers::seconds`].
+    pub seconds: usize,
+    /// Of [`Buffers::mantissas`].
+    pub mantissas: usize,
 }
 
-/// Activations of some tokens: `value = mantissa * 2^-exponent`.
+impl Needed {
+    /// In any [`Layout`].
+    #[must_use]
+    pub const fn new(tokens: usize, cols: usize) -> Self {
+        let blocks = cols / BLOCK;
+        Self {
+            octets: 2 * cols * tokens.next_multiple_of(2),
+            scales: 2 * blocks * 2 * tokens.next_multiple_of(PADDED),
+            sums: tokens * blocks.next_multiple_of(PADDED),
+            seconds: blocks,
+            mantissas: cols + 2 * blocks,
+        }
+    }
+}
+
+/// Where the activations of a batch are written.
+#[derive(Debug, Default)]
+pub struct Buffers<'a> {
+    /// Octets of all entries.
+    pub octets: &'a mut [i8],
+    /// (entries, tokens): scales; of [`Layout::Pairs`] (entries, pairs, 4), those of each pair twice.
+    pub scales: &'a mut [i32],
+    /// (tokens, blocks)
+    pub sums: &'a mut [i16],
+    /// (tokens)
+    pub tokens: &'a mut [Token],
+    /// Blocks of the second entries.
+    pub seconds: &'a mut [u16],
+    /// Scratch of one token: (cols) mantissas, (blocks) their largest magnitudes, (blocks) the
+    /// sums of what is left of them.
+    pub mantissas: &'a mut [i32],
+}
+
+/// What was written into [`Buffers`] so far.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    layout: Layout,
+    tokens: usize,
+    blocks: usize,
+}
+
+impl Shape {
+    /// Scales of an entry.
+    const fn scales_stride(&self) -> usize {
+        let tokens = self.tokens.next_multiple_of(PADDED);
+        if let Layout::Pairs = self.layout { 2 * tokens } else { tokens }
+    }
+
+    /// Sums of a token.
+    const fn sums_stride(&self) -> usize {
+        self.blocks.next_multiple_of(PADDED)
+    }
+
+    /// Places of a token's scale of an entry: in [`Layout::Pairs`] two.
+    const fn scale_places(&self, entry: usize, token: usize) -> [usize; 2] {
+        let first = entry * self.scales_stride();
+        match self.layout {
+            Layout::Rows(_) => [first + token; 2],
+            Layout::Pairs => [first + token / 2 * 4 + token % 2, first + token / 2 * 4 + 2 + token % 2],
+        }
+    }
+
+    /// Where the octets of a token's entry begin; in [`Layout::Pairs`] those of it and of the other token.
+    const fn octets_place(&self, entry: usize, token: usize) -> usize {
+        match self.layout {
+            Layout::Rows(_) => (token * 2 * self.blocks + entry) * BLOCK,
+            Layout::Pairs => (token / 2 * 2 * self.blocks + entry) * 2 * BLOCK,
+        }
+    }
+}
+
+/// Writes the activations of a batch, token by token.
+#[derive(Debug)]
+pub struct Writer<'b, 'a> {
+    buffers: &'b mut Buffers<'a>,
+    shape: Shape,
+    /// Tokens written.
+    written: usize,
+    /// Whether any of them has second entries.
+    seconds: bool,
+}
+
+impl<'a> Buffers<'a> {
+    /// Begins a batch in the layout that `isa` takes.
+    ///
+    /// # Errors
+    /// [`ShapeError`] if `cols` are not whole blocks or more than a matrix has, or a buffer is too short ([`Needed`]).
+    pub fn writer<'b>(
+        &'b mut self,
+        isa: Isa,
+        tokens: usize,
+        cols: usize,
+    ) -> Result<Writer<'b, 'a>, ShapeError> {
+        let needed = Needed::new(tokens, cols);
+        let long_enough = self.octets.len() >= needed.octets
+            && self.scales.len() >= needed.scales
+            && self.sums.len() >= needed.sums
+            && self.seconds.len() >= needed.seconds
+            && self.mantissas.len() >= needed.mantissas
+            && self.tokens.len() >= tokens;
+        if tokens == 0 || !cols.is_multiple_of(BLOCK) || cols > crate::matrix::MAX_COLS || !long_enough {
+            return Err(ShapeError);
+        }
+        let shape = Shape { layout: isa.layout(tokens), tokens, blocks: cols / BLOCK };
+        Ok(Writer { buffers: self, shape, written: 0, seconds: false })
+    }
+}
+
+impl<'b> Writer<'b, '_> {
+    /// Rounds the values of the next token: `values[c] * 2^-frac` are the numbers.
+    ///
+    /// The largest magnitude decides the exponent, such that its mantissa has 19 bits, or 18 if one of 19 were more than
+    /// [`MANTISSA_MAX`]. Halves are rounded up.
+    ///
+    /// # Errors
+    /// [`ShapeError`] if there are not as many values as columns, or as many tokens already.
+    pub fn put(&mut self, values: &[i64], frac: i32, precision: Precision) -> Result<(), ShapeError> {
+        let (shape, token) = (self.shape, self.written);
+        let (values, []) = values.as_chunks::<BLOCK>() else { return Err(ShapeError) };
+        if values.len() != shape.blocks || token == shape.tokens {
+            return Err(ShapeError);
+        }
+        let blocks = shape.blocks;
+        let (mantissas, rest) = self.buffers.mantissas.split_at_mut(blocks * BLOCK);
+        let (largest, rest) = rest.split_at_mut(blocks);
+        let sums = &mut rest[..blocks];
+        let mantissas = &mut mantissas.as_chunks_mut::<BLOCK>().0[..blocks];
+        let mut shift = shift_to_mantissas(values);
+        let mut total;
+        loop {
+            let mut most = 0;
+            total = 0;
+            for (values, (mantissas, largest)) in
+                values.iter().zip(mantissas.iter_mut().zip(largest.iter_mut()))
+            {
+                *largest = narrow(values, shift, mantissas);
+                total += i64::from(*largest);
+                most = most.max(*largest);
+            }
+            // Of 1 in 127 tokens, and then once: half of it is well below.
+            if i64::from(most) <= MANTISSA_MAX {
+                break;
+            }
+            shift += 1;
+        }
+        let mut bits = 0;
+        for (b, ((block, &largest), sum)) in
+            mantissas.iter().zip(largest.iter()).zip(sums.iter_mut()).enumerate()
+        {
+            let second = match precision {
+                Precision::Octets => false,
+                Precision::Outliers => i64::from(largest) * blocks as i64 > 2 * total,
+                Precision::Words => true,
+            };
+            let scales = if second {
+                let (octets, step) = pairs(block, largest);
+                store(self.buffers.octets, &shape, b, token, &octets[0]);
+                store(self.buffers.octets, &shape, blocks + b, token, &octets[1]);
+                self.seconds = true;
+                *sum = step * (STEP * sum_of(&octets[0]) + sum_of(&octets[1]));
+                [STEP * step, step]
+            } else {
+                let (octets, scale) = octets(block, largest);
+                store(self.buffers.octets, &shape, b, token, &octets);
+                *sum = scale * sum_of(&octets);
+                [scale, 0]
+            };
+            bits |= sum.unsigned_abs();
+            for (entry, scale) in [b, blocks + b].into_iter().zip(scales) {
+                for place in shape.scale_places(entry, token) {
+                    self.buffers.scales[place] = scale;
+                }
+            }
+        }
+        // All bits of the sums have as many digits as the largest of them.
+        let sum_shift = SUM_MAX.leading_zeros().saturating_sub(bits.leading_zeros());
+        let half = (1 << sum_shift) >> 1;
+        let stride = shape.sums_stride();
+        let out = &mut self.buffers.sums[token * stride..][..stride];
+        out[blocks..].fill(0);
+        for (out, &sum) in out.iter_mut().zip(sums.iter()) {
+            *out = ((sum + half) >> sum_shift).clamp(-SUM_MAX, SUM_MAX) as i16;
+        }
+        self.buffers.tokens[token] = [frac.saturating_sub(shift), sum_shift.cast_signed()];
+        self.written += 1;
+        Ok(())
+    }
+
+    /// The activations, once all tokens are written.
+    ///
+    /// # Errors
+    /// [`ShapeError`] if some are not.
+    pub fn finish(mut self) -> Result<Activations<'b>, ShapeError> {
+        if self.written < self.shape.tokens {
+            return Err(ShapeError);
+        }
+        let mut seconds = 0;
+        if self.seconds {
+            for b in 0..self.shape.blocks {
+                if self.needs_second(b) {
+                    self.move_second(b, seconds);
+                    self.buffers.seconds[seconds] = b as u16;
+                    seconds += 1;
+                }
+            }
+        }
+        let (buffers, shape) = (self.buffers, self.shape);
+        Ok(Activations {
+            shape,
+            octets: buffers.octets,
+            scales: buffers.scales,
+            sums: buffers.sums,
+            tokens: &buffers.tokens[..shape.tokens],
+            seconds: &buffers.seconds[..seconds],
+            blocks: shape.blocks,
+        })
+    }
+
+    /// Whether any token has a second entry of a block.
+    fn needs_second(&self, block: usize) -> bool {
+        let entry = self.shape.blocks + block;
+        (0..self.shape.tokens).any(|t| self.buffers.scales[self.shape.scale_places(entry, t)[0]] != 0)
+    }
+
+    /// Moves all tokens' second entries of a block to the place of the `to`-th one; clears those that there are not.
+    fn move_second(&mut self, block: usize, to: usize) {
+        let shape = self.shape;
+        let (from, to) = (shape.blocks + block, shape.blocks + to);
+        for token in 0..shape.tokens {
+            let places = shape.scale_places(from, token);
+            let scale = self.buffers.scales[places[0]];
+            for place in shape.scale_places(to, token) {
+                self.buffers.scales[place] = scale;
+            }
+            match shape.layout {
+                Layout::Rows(_) => {
+                    let (from, to) = (shape.octets_place(from, token), shape.octets_place(to, token));
+                    if scale == 0 {
+                        self.buffers.octets[to..][..BLOCK].fill(0);
+                    } else if from != to {
+                        self.buffers.octets.copy_within(from..from + BLOCK, to);
+                    }
+                }
+                Layout::Pairs => {
+                    let (from, to) = (shape.octets_place(from, token), shape.octets_place(to, token));
+                    let own = token % 2 * 8;
+                    for eight in 0..4 {
+                        let (from, to) = (from + 16 * eight + own, to + 16 * eight + own);
+                        if scale == 0 {
+                            self.buffers.octets[to..][..8].fill(0);
+                        } else if from != to {
+                            self.buffers.octets.copy_within(from..from + 8, to);
+                        }
+                    }
+                    // There may be no other one.
+                    if token.is_multiple_of(2) && token + 1 == shape.tokens {
+                        (0..4).for_each(|eight| self.buffers.octets[to + 16 * eight + 8..][..8].fill(0));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// By how many bits a token's values are to be shifted down so that the largest magnitude has 19.
+fn shift_to_mantissas(values: &[[i64; BLOCK]]) -> i32 {
+    let magnitude = values.as_flattened().iter().fold(0, |all, v| all | v.unsigned_abs());
+    // Shifting left by as much as 18 cannot overflow: there are fewer than 19 bits then.
+    if magnitude == 0 { 0 } else { 45 - magnitude.leading_zeros().cast_signed() }
+}
+
+/// Rounds a block's values to mantissas; answers the largest magnitude of them.
+#[inline]
+fn narrow(values: &[i64; BLOCK], shift: i32, mantissas: &mut [i32; BLOCK]) -> i32 {
+    // Loops, as an array's `map` of this length is not turned into vector instructions.
+    if shift > 0 {
+        for (out, value) in mantissas.iter_mut().zip(values) {
+            // Half is added behind the first shift, where it cannot overflow.
+            *out = (((value >> (shift - 1)) + 1) >> 1) as i32;
+        }
+    } else {
+        for (out, value) in mantissas.iter_mut().zip(values) {
+            *out = (value << -shift) as i32;
+        }
+    }
+    mantissas.iter().fold(0, |largest, mantissa| mantissa.abs().max(largest))
+}
+
+/// Sum of a block's octets.
+#[inline]
+fn sum_of(octets: &[i8; BLOCK]) -> i32 {
+    octets.iter().map(|&octet| i32::from(octet)).sum()
+}
+
+/// One octet a column, and their scale. `largest` is the largest magnitude.
+#[inline]
+fn octets(block: &[i32; BLOCK], largest: i32) -> ([i8; BLOCK], i32) {
+    /// Bits of the scale's reciprocal: `127 * 2^23` and half of it fit i32.
+    const BITS: u32 = 23;
+    let scale = ((largest + OCTET_MAX - 1) / OCTET_MAX).max(1);
+    // It is off by at most 1/2, and the quotient, of at most 2^19, by 1/32: no octet is beyond 127.
+    let reciprocal = ((1 << BITS) + scale / 2) / scale;
+    let mut octets = [0; BLOCK];
+    for (octet, mantissa) in octets.iter_mut().zip(block) {
+        *octet = ((mantissa * reciprocal + (1 << (BITS - 1))) >> BITS) as i8;
+    }
+    (octets, scale)
+}
+
+/// Two octets a column, and the scale of the second ones: a power of 2.
+#[inline]
+fn pairs(block: &[i32; BLOCK], largest: i32) -> ([[i8; BLOCK]; 2], i32) {
+    /// `2^24 / 255`: a quotient is off by less than 2^-16, and none is nearer than 1/510 to a half.
+    const RECIPROCAL: i32 = (1 << 24) / STEP;
+    let mut shift = 0;
+    while largest > PAIR_MAX << shift {
+        shift += 1;
+    }
+    let half = (1 << shift) >> 1;
+    let [mut first, mut second] = [[0; BLOCK]; 2];
+    for ((first, second), mantissa) in first.iter_mut().zip(&mut second).zip(block) {
+        let word = (mantissa + half) >> shift;
+        // |word| <= 32512: less than 2^31, half included.
+        let high = (word * RECIPROCAL + (1 << 23)) >> 24;
+        *first = high as i8;
+        *second = (word - STEP * high) as i8;
+    }
+    ([first, second], 1 << shift)
+}
+
+/// Puts a block's octets where its layout has them.
+#[inline]
+fn store(out: &mut [i8], shape: &Shape, entry: usize, token: usize, octets: &[i8; BLOCK]) {
+    let place = shape.octets_place(entry, token);
+    match shape.layout {
+        Layout::Rows(Order::V16) => out[place..][..BLOCK].copy_from_slice(octets),
+        Layout::Rows(order) => {
+            let fours = octets.as_chunks::<4>().0;
+            for (out, four) in out[place..][..BLOCK].as_chunks_mut::<4>().0.iter_mut().zip(order.places()) {
+                *out = fours[four];
+            }
+        }
+        Layout::Pairs => {
+            let eights = octets.as_chunks::<8>().0;
+            let out = out[place..][..2 * BLOCK].as_chunks_mut::<16>().0;
+            for (out, eight) in out.iter_mut().zip(eights) {
+                out[token % 2 * 8..][..8].copy_from_slice(eight);
+                // The first of a pair clears the second's place, as there may be none.
+                if token.is_multiple_of(2) {
+                    out[8..].fill(0);
+                }
+            }
+        }
+    }
+}
+
+/// Activations of a batch of tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Activations<'a> {
-    layout: Layout,
-    words: &'a [i16],
-    /// (tokens, cols / 32): sums of the mantissas of each block, see [`split_sum`].
-    sums: &'a [i32],
-    /// (tokens)
-    exponents: &'a [i32],
-    cols: usize,
-    /// Columns of a token in memory.
-    stride: usize,
+    shape: Shape,
+    octets: &'a [i8],
+    scales: &'a [i32],
+    sums: &'a [i16],
+    tokens: &'a [Token],
+    seconds: &'a [u16],
+    /// Blocks that are taken into account.
+    blocks: usize,
 }
 
 impl<'a> Activations<'a> {
-    /// Takes the activations of `exponents.len()` tokens, written by [`quantize`]. What lies behind them in `words` and
-    /// `sums` is ignored.
-    ///
-    /// # Panics
-    /// If `cols` is no multiple of 32, or a buffer is too short.
-    #[must_use]
-    pub fn new(layout: Layout, words: &'a [i16], sums: &'a [i32], exponents: &'a [i32], cols: usize) -> Self {
-        assert!(cols.is_multiple_of(BLOCK), "columns are whole blocks");
-        let tokens = exponents.len();
-        let words = &words[..layout.words(tokens, cols)];
-        Self { layout, words, sums: &sums[..tokens * cols / BLOCK], exponents, cols, stride: cols }
-    }
-
     /// Only the first columns of each token.
     ///
-    /// # Panics
-    /// If there are fewer, or they are not whole blocks.
-    #[must_use]
-    pub fn first(&self, cols: usize) -> Self {
-        assert!(cols <= self.cols && cols.is_multiple_of(BLOCK), "columns are x's, and whole blocks");
-        Self { cols, ..*self }
+    /// # Errors
+    /// [`ShapeError`] if there are fewer, or they are not whole blocks.
+    pub fn first(&self, cols: usize) -> Result<Self, ShapeError> {
+        if cols > self.cols() || !cols.is_multiple_of(BLOCK) {
+            return Err(ShapeError);
+        }
+        let blocks = cols / BLOCK;
+        // They are in ascending order.
+        let seconds = self.seconds.iter().take_while(|&&block| usize::from(block) < blocks).count();
+        Ok(Self { blocks, seconds: &self.seconds[..seconds], ..*self })
     }
 
     /// How they lie in memory.
     #[must_use]
     pub const fn layout(&self) -> Layout {
-        self.layout
+        self.shape.layout
     }
 
     /// Number of tokens.
     #[must_use]
     pub const fn tokens(&self) -> usize {
-        self.exponents.len()
+        self.tokens.len()
     }
 
     /// Columns.
     #[must_use]
     pub const fn cols(&self) -> usize {
-        self.cols
+        self.blocks * BLOCK
     }
 
-    /// Words of one token; in [`Layout::Pairs`], of it and the next.
+    /// Blocks of the second entries, in ascending order.
+    #[must_use]
+    pub const fn seconds(&self) -> &'a [u16] {
+        self.seconds
+    }
+
+    /// Each entry, and the block that it belongs to.
     #[inline]
-    pub(crate) fn words(&self, token: usize) -> &'a [i16] {
-        &self.words[self.layout.words(token, self.stride)..]
-            [..self.layout.words(if self.layout == Layout::Pairs { 2 } else { 1 }, self.cols)]
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+        let seconds =
+            (self.shape.blocks..).zip(self.seconds).map(|(entry, &block)| (entry, usize::from(block)));
+        (0..self.blocks).map(|block| (block, block)).chain(seconds)
     }
 
-    /// Block sums of one token.
-    #[inline]
-    pub(crate) fn sums(&self, token: usize) -> &'a [i32] {
-        &self.sums[token * self.stride / BLOCK..][..self.cols / BLOCK]
-    }
-
-    /// Exponents of the tokens from `first` on.
+    /// The entries in chunks of at most `most` that lie behind each other: the first entry, and how many.
     #[inline]
     #[cfg(target_arch = "aarch64")]
-    pub(crate) fn exponents(&self, first: usize) -> &'a [i32] {
-        &self.exponents[first..]
+    pub(crate) fn chunks(&self, most: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (blocks, first, seconds) = (self.blocks, self.shape.blocks, self.seconds.len());
+        // Second entries lie behind those of all blocks.
+        let parts =
+            if blocks == first { [(0, blocks + seconds), (0, 0)] } else { [(0, blocks), (first, seconds)] };
+        parts.into_iter().flat_map(move |(start, count)| {
+            (0..count).step_by(most).map(move |done| (start + done, most.min(count - done)))
+        })
     }
 
-    /// Exponent of one token.
+    /// The block that an entry belongs to.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn block(&self, entry: usize) -> usize {
+        if entry < self.shape.blocks { entry } else { usize::from(self.seconds[entry - self.shape.blocks]) }
+    }
+
+    /// The entries as runs of some that belong to adjacent blocks: the first entry, its block, and how many.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<'a> {
+        let adjacent = self.seconds.chunk_by(|a, b| a + 1 == *b);
+        let seconds = adjacent.scan(self.shape.blocks, |entry, run| {
+            let first = *entry;
+            *entry += run.len();
+            Some((first, usize::from(run[0]), run.len()))
+        });
+        core::iter::once((0, 0, self.blocks)).chain(seconds)
+    }
+
+    /// Octets of `count` entries of a token; in [`Layout::Pairs`], of it and the other one.
+    #[inline]
+    pub(crate) fn octets(&self, token: usize, entry: usize, count: usize) -> &'a [i8] {
+        let each = if self.shape.layout == Layout::Pairs { 2 * BLOCK } else { BLOCK };
+        &self.octets[self.shape.octets_place(entry, token)..][..count * each]
+    }
+
+    /// Scales from those of a token's entry on.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn scales(&self, token: usize, entry: usize, count: usize) -> &'a [i32] {
+        let stride = self.shape.scales_stride();
+        let first = self.shape.scale_places(entry, token)[0];
+        let end = (entry + count) * stride;
+        &self.scales[first..end]
+    }
+
+    /// From a token's scale of one entry to that of the next.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) const fn scales_stride(&self) -> usize {
+        self.shape.scales_stride()
+    }
+
+    /// Scale of a token's entry.
+    #[inline]
+    pub(crate) fn scale(&self, token: usize, entry: usize) -> i32 {
+        self.scales[self.shape.scale_places(entry, token)[0]]
+    }
+
+    /// Block sums of a token.
+    #[inline]
+    pub(crate) fn sums(&self, token: usize) -> &'a [i16] {
+        &self.sums[token * self.shape.sums_stride()..][..self.blocks]
+    }
+
+    /// The same, with zeros up to a multiple of eight unless there are other sums behind them.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn padded_sums(&self, token: usize) -> &'a [i16] {
+        let stride = self.shape.sums_stride();
+        let count = if self.blocks == self.shape.blocks { stride } else { self.blocks };
+        &self.sums[token * stride..][..count]
+    }
+
+    /// Exponents and shifts of sums, from the `first` token's on.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn heads(&self, first: usize) -> &'a [Token] {
+        &self.tokens[first..]
+    }
+
+    /// Exponent of a token.
     #[inline]
     pub(crate) fn exponent(&self, token: usize) -> i32 {
-        self.exponents[token]
-    }
-}
-
-impl Layout {
-    /// Words of `tokens` tokens.
-    const fn words(self, tokens: usize, cols: usize) -> usize {
-        match self {
-            Self::Words | Self::Planes(_) => tokens * cols,
-            Self::Spread => 4 * tokens * cols,
-            Self::Pairs => tokens.next_multiple_of(2) * cols,
-        }
-    }
-}
-
-/// A block's sum X, |X| < 2^20, as two i16 that 64 products with an i16 can be summed of in i32: the low half is
-/// -512..=511, and `X = 1024 * high + low`.
-#[inline]
-pub(crate) const fn split_sum(sum: i32) -> i32 {
-    let high = (sum + 512) >> 10;
-    high << 16 | ((sum - (high << 10)) & 0xffff)
-}
-
-/// The sum that was split.
-#[inline]
-pub(crate) const fn join_sum(word: i32) -> i32 {
-    ((word >> 16) << 10) + (word as i16) as i32
-}
-
-/// Rounds the values of one token of a batch to mantissas of at most [`MANTISSA_MAX`] and answers their exponent.
-///
-/// `values[c] * 2^-frac` are the numbers; `words` and `sums` are those of the whole batch. Tokens are to be written in
-/// ascending order. The largest magnitude decides the exponent, such that it becomes a mantissa of 15 bits, or of 14 if one of
-/// 15 were more than [`MANTISSA_MAX`]; zeros get exponent 0. Halves are rounded up.
-///
-/// # Panics
-/// If `values` are not whole blocks, or a buffer is too short.
-pub fn quantize(
-    layout: Layout,
-    token: usize,
-    values: &[i64],
-    frac: i32,
-    words: &mut [i16],
-    sums: &mut [i32],
-) -> i32 {
-    let cols = values.len();
-    assert!(cols.is_multiple_of(BLOCK), "columns are whole blocks");
-    let magnitude = values.iter().fold(0, |all, v| all | v.unsigned_abs());
-    let bits = 64 - magnitude.leading_zeros().cast_signed();
-    // 15 bits are kept. Shifting left by as much as 14 cannot overflow: there are fewer than 15 bits then.
-    let shift = bits - 15;
-    // `magnitude` has the bits of all: it may be too large where no value is.
-    let most = largest(shift);
-    let beyond = magnitude > most && values.iter().any(|v| v.unsigned_abs() > most);
-    let shift = if beyond { shift + 1 } else { shift };
-    let blocks = cols / BLOCK;
-    let first = match layout {
-        Layout::Pairs => token / 2 * 2 * cols,
-        _ => layout.words(token, cols),
-    };
-    let words = &mut words[first..];
-    let sums = &mut sums[token * blocks..][..blocks];
-    for ((b, values), sum) in values.as_chunks::<BLOCK>().0.iter().enumerate().zip(sums) {
-        let block = narrow(values, shift);
-        *sum = split_sum(block.iter().map(|&word| i32::from(word)).sum::<i32>());
-        match layout {
-            Layout::Words => words[b * BLOCK..][..BLOCK].copy_from_slice(&block),
-            Layout::Planes(order) => planes(&block, order, &mut words[b * BLOCK..][..BLOCK]),
-            Layout::Spread => spread(&block, &mut words[b * 4 * BLOCK..][..4 * BLOCK]),
-            Layout::Pairs => pair(&block, token % 2, &mut words[b * 2 * BLOCK..][..2 * BLOCK]),
-        }
-    }
-    if magnitude == 0 { 0 } else { frac - shift }
-}
-
-/// The largest magnitude that becomes a mantissa of at most [`MANTISSA_MAX`] by a shift down by -15..=49.
-const fn largest(shift: i32) -> u64 {
-    let max = MANTISSA_MAX.cast_unsigned();
-    // A half is rounded up.
-    if shift > 0 { (max << shift) + (1 << (shift - 1)) - 1 } else { max >> -shift }
-}
-
-/// Values as mantissas. Loops, as an array's `map` of this length is not turned into vector instructions.
-#[inline]
-fn narrow(values: &[i64; BLOCK], shift: i32) -> [i16; BLOCK] {
-    let mut block = [0; BLOCK];
-    if shift > 0 {
-        let half = 1_i64 << (shift - 1);
-        for (word, value) in block.iter_mut().zip(values) {
-            // A saturated value (near 2^63) must not wrap when half is added.
-            *word = (value.saturating_add(half) >> shift) as i16;
-        }
-    } else {
-        for (word, value) in block.iter_mut().zip(values) {
-            *word = (value << -shift) as i16;
-        }
-    }
-    block
-}
-
-/// The two halves of each mantissa: the low one is signed, -128..=127, the high one makes up for it. [`MANTISSA_MAX`]
-/// keeps it within +-127.
-#[inline]
-fn split(block: &[i16; BLOCK]) -> [[u8; BLOCK]; 2] {
-    let [mut high, mut low] = [[0; BLOCK]; 2];
-    for ((word, high), low) in block.iter().zip(&mut high).zip(&mut low) {
-        *high = ((word + 128) >> 8) as u8;
-        *low = *word as u8;
-    }
-    [high, low]
-}
-
-/// [`Layout::Planes`].
-fn planes(block: &[i16; BLOCK], order: Order, words: &mut [i16]) {
-    let halves = split(block);
-    let fours = halves.as_flattened().as_chunks::<4>().0;
-    for (out, place) in words.as_chunks_mut::<2>().0.iter_mut().zip(order.places()) {
-        *out = two_words(fours[place]);
-    }
-}
-
-/// [`Layout::Spread`].
-fn spread(block: &[i16; BLOCK], words: &mut [i16]) {
-    let halves = split(block);
-    let fours = halves.as_flattened().as_chunks::<4>().0;
-    for (out, &four) in words.as_chunks_mut::<8>().0.iter_mut().zip(fours) {
-        out.as_chunks_mut::<2>().0.fill(two_words(four));
-    }
-}
-
-/// [`Layout::Pairs`]. The first of a pair clears the second's place, as there may be none.
-fn pair(block: &[i16; BLOCK], second: usize, words: &mut [i16]) {
-    let halves = split(block);
-    let eights = halves.as_flattened().as_chunks::<8>().0;
-    for (out, eight) in words.as_chunks_mut::<8>().0.iter_mut().zip(eights) {
-        let (own, other) = if second == 0 { (0, Some(4)) } else { (4, None) };
-        for (out, &bytes) in out[own..].iter_mut().zip(eight.as_chunks::<2>().0) {
-            *out = i16::from_le_bytes(bytes);
-        }
-        if let Some(other) = other {
-            out[other..].fill(0);
-        }
-    }
-}
-
-#[inline]
-fn two_words([a, b, c, d]: [u8; 4]) -> [i16; 2] {
-    [i16::from_le_bytes([a, b]), i16::from_le_bytes([c, d])]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a mantissa is, from the bytes of its halves.
-    fn joined(h: u8, l: u8) -> i16 {
-        256 * i16::from(h.cast_signed()) + i16::from(l.cast_signed())
+        self.tokens[token][0]
     }
 
-    fn bytes<const N: usize>(words: &[i16; N]) -> std::vec::Vec<u8> {
-        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    /// By how many bits a token's block sums were shifted down.
+    #[inline]
+    pub(crate) fn sum_shift(&self, token: usize) -> i32 {
+        self.tokens[token][1]
     }
 
-    #[test]
-    fn every_layout_says_the_same() {
-        let values: [i64; 32] = core::array::from_fn(|i| (i as i64 - 16) * 1024 + [0, 127, 128, -129][i % 4]);
-        let mut sums = [0; 2];
-        let mut words = [0; 32];
-        assert_eq!(quantize(Layout::Words, 0, &values, 3, &mut words, &mut sums), 3);
-        assert_eq!(join_sum(sums[0]), words.iter().map(|&w| i32::from(w)).sum::<i32>());
-        for order in [Order::V16, Order::V32, Order::V64] {
-            let mut planes = [0; 32];
-            quantize(Layout::Planes(order), 0, &values, 3, &mut planes, &mut sums);
-            let planes = bytes(&planes);
-            let at = |group: usize| order.places().iter().position(|&p| p == group).unwrap() * 4;
-            for (c, &word) in words.iter().enumerate() {
-                assert_eq!(joined(planes[at(c / 4) + c % 4], planes[at(8 + c / 4) + c % 4]), word);
+    /// What the activations of a token are, entry by entry: `each(column, part of its mantissa)`; the parts are to be added up and
+    /// multiplied by `2^-exponent`, which is answered.
+    ///
+    /// # Panics
+    /// If there is no such token.
+    pub fn decode(&self, token: usize, mut each: impl FnMut(usize, i64)) -> i32 {
+        for (entry, block) in self.entries() {
+            let (octets, scale) = (self.octets(token, entry, 1), i64::from(self.scale(token, entry)));
+            for column in 0..BLOCK {
+                let place = match self.shape.layout {
+                    Layout::Rows(order) => {
+                        let four = order.places().iter().position(|&four| four == column / 4);
+                        four.unwrap_or(0) * 4 + column % 4
+                    }
+                    Layout::Pairs => column / 8 * 16 + token % 2 * 8 + column % 8,
+                };
+                each(block * BLOCK + column, scale * i64::from(octets[place]));
             }
         }
-        let mut spread = [0; 128];
-        quantize(Layout::Spread, 0, &values, 3, &mut spread, &mut sums);
-        let spread = bytes(&spread);
-        for i in 0..128 {
-            assert_eq!(joined(spread[i], spread[128 + i]), words[i / 16 * 4 + i % 4]);
-        }
-        let mut pairs = [7; 64];
-        quantize(Layout::Pairs, 0, &values, 3, &mut pairs, &mut sums);
-        let first = bytes(&pairs);
-        quantize(Layout::Pairs, 1, &values, 3, &mut pairs, &mut sums);
-        let both = bytes(&pairs);
-        for (c, &word) in words.iter().enumerate() {
-            let at = c / 8 * 16 + c % 8;
-            assert_eq!(joined(first[at], first[64 + at]), word);
-            assert_eq!((first[at + 8], first[72 + at]), (0, 0));
-            assert_eq!(joined(both[at], both[64 + at]), word);
-            assert_eq!(joined(both[at + 8], both[72 + at]), word);
-        }
-    }
-
-    #[test]
-    fn sums_are_put_together_again() {
-        const MOST: i32 = BLOCK as i32 * MANTISSA_MAX as i32;
-        for sum in (-MOST..=MOST).step_by(77).chain([-513, -512, 511, 512, MOST]) {
-            let word = split_sum(sum);
-            assert_eq!(join_sum(word), sum);
-            assert!((-512..=511).contains(&(word as i16)) && (-1020..=1020).contains(&(word >> 16)), "{sum}");
-        }
-    }
-
-    #[test]
-    fn mantissas_fill_fifteen_bits() {
-        let edge = (MANTISSA_MAX << 40) + (1 << 39);
-        let values = [1, 3, 16383, 16384, 32639, 32640, 32767, edge - 1, edge, 1 << 40, i64::MAX, i64::MIN];
-        for value in values {
-            let mut values = [0; 32];
-            values[5] = value;
-            let (mut words, mut sums) = ([0; 32], [0; 1]);
-            let exponent = quantize(Layout::Words, 0, &values, 0, &mut words, &mut sums);
-            let mantissa = i64::from(words[5]);
-            assert!((16320..=MANTISSA_MAX).contains(&mantissa.abs()), "{value} -> {mantissa}");
-            if (0..=14).contains(&exponent) {
-                assert_eq!(mantissa, value << exponent);
-            }
-        }
-    }
-
-    #[test]
-    fn only_the_largest_value_decides_the_exponent() {
-        let (mut words, mut sums) = ([0; 32], [0; 1]);
-        // Together they have all bits; neither is more than MANTISSA_MAX.
-        let mut values = [0; 32];
-        (values[0], values[1]) = (0x5555, -0x2aaa);
-        assert_eq!(quantize(Layout::Words, 0, &values, 0, &mut words, &mut sums), 0);
-        assert_eq!(words[..2], [0x5555, -0x2aaa]);
-        values[2] = MANTISSA_MAX + 1;
-        assert_eq!(quantize(Layout::Words, 0, &values, 0, &mut words, &mut sums), -1);
-    }
-
-    #[test]
-    fn zeros_have_exponent_zero() {
-        let (mut words, mut sums) = ([1; 32], [1; 1]);
-        assert_eq!(quantize(Layout::Words, 0, &[0; 32], 7, &mut words, &mut sums), 0);
-        assert_eq!((words, sums), ([0; 32], [0]));
+        self.exponent(token)
     }
 }

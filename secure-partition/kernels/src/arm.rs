@@ -31,19 +31,18 @@ pub(crate) unsafe fn multiply(
         return;
     }
     for token in 0..x.tokens() {
-        let (words, sums) = (x.words(token), x.sums(token));
         for first in groups.clone().step_by(AT_ONCE) {
             let mut room = [[0; GROUP]; AT_ONCE];
             let out = &mut room[..groups.end.min(first + AT_ONCE) - first];
             // SAFETY: the caller's promise.
             unsafe {
                 match kernel {
-                    Kernel::Dotprod | Kernel::I8mm => dotprod::groups(weights, first, words, sums, out),
-                    Kernel::Sve32 => scalable::<32>(weights, first, words, sums, out),
-                    Kernel::Sve64 => scalable::<64>(weights, first, words, sums, out),
+                    Kernel::Dotprod | Kernel::I8mm => dotprod::groups(weights, first, x, token, out),
+                    Kernel::Sve32 => scalable::<32>(weights, first, x, token, out),
+                    Kernel::Sve64 => scalable::<64>(weights, first, x, token, out),
                     _ => {
                         for (group, out) in weights.groups_in(first..first + out.len()).zip(out.iter_mut()) {
-                            *out = neon::group(&group, words, sums);
+                            *out = neon::group(&group, x, token);
                         }
                     }
                 }
@@ -61,8 +60,8 @@ pub(crate) unsafe fn multiply(
 unsafe fn scalable<const LENGTH: usize>(
     weights: &Matrix,
     first: usize,
-    x: &[i16],
-    sums: &[i32],
+    x: &Activations,
+    token: usize,
     out: &mut [[i64; GROUP]],
 ) {
     let format = weights.format();
@@ -73,11 +72,11 @@ unsafe fn scalable<const LENGTH: usize>(
         for (i, out) in fours.iter_mut().enumerate() {
             let at = first + i * sve::GROUPS;
             *out =
-                sve::groups::<LENGTH, { sve::GROUPS }>(format, weights.bytes(at..at + sve::GROUPS), x, sums);
+                sve::groups::<LENGTH, { sve::GROUPS }>(format, weights.bytes(at..at + sve::GROUPS), x, token);
         }
         for (i, out) in rest.iter_mut().enumerate() {
             let at = first + whole + i;
-            [*out] = sve::groups::<LENGTH, 1>(format, weights.bytes(at..at + 1), x, sums);
+            [*out] = sve::groups::<LENGTH, 1>(format, weights.bytes(at..at + 1), x, token);
         }
     }
 }

@@ -13,13 +13,13 @@
 //! | 128 | `Q4Min`: nibbles, those of rows 0..4 being the high and those of rows 4..8 the low halves of bytes |
 //!
 //! and everything is little-endian. The 128 bytes of four rows are, for each 4 columns, for each row, 4 bytes: a vector
-//! of 16 bytes is what one dot-product instruction takes, and what a wider one takes is beside it. With `x[c]` the
-//! activations and all arithmetic exact,
+//! of 16 bytes is what one dot-product instruction takes, and what a wider one takes is beside it. With `m[c]` the octets of an
+//! entry of the [`crate::activations`], `a` its scale, and all arithmetic exact,
 //!
 //! ```text
-//! S(block) = sum over the block of q[c] * x[c]     q = 16 * nibble (Q4Min), octet (Q8)
-//! X(block) = sum over the block of x[c]
-//! y = 2^-shift * sum over blocks of (scale * S + minimum * 128 * X)
+//! S(entry) = sum over its block of q[c] * m[c]     q = 16 * nibble (Q4Min), octet (Q8)
+//! X(block) = sum over the block of the activations' mantissas, rounded to 11 bits and sign under one power of 2, 2^s, a token
+//! y = 2^-shift * (sum over entries of scale * a * S + 2^s * sum over blocks of minimum * 128 * X)
 //! ```
 //!
 //! Octets are two's complement. High nibbles are, too: -8..=7. Low nibbles are 0..=15. A byte is thus 16 * high + low, and a

@@ -2,15 +2,17 @@
 
 use core::arch::asm;
 
-use crate::batch::Strip;
-use crate::format::{BLOCK, GROUP, HALF};
+use crate::batch::{Strip, Tile};
+use crate::format::{GROUP, HALF};
 
-/// Adds the products of one plane of a block of a pair of tokens, 64 bytes, with four rows in v0 to v7 to v12 and v13.
-macro_rules! plane {
+/// Dot products of four rows in v0 to v7 with an entry of a pair of tokens, to v12 and v13.
+macro_rules! four_rows {
     ($x:ident) => {
         concat!(
+            "movi v12.2d, #0\nmovi v13.2d, #0\n",
             "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{", stringify!($x), "}], #64\n",
-            plane!(@ "v8", "v0", "v1"), plane!(@ "v9", "v2", "v3"), plane!(@ "v10", "v4", "v5"), plane!(@ "v11", "v6", "v7")
+            four_rows!(@ "v8", "v0", "v1"), four_rows!(@ "v9", "v2", "v3"),
+            four_rows!(@ "v10", "v4", "v5"), four_rows!(@ "v11", "v6", "v7")
         )
     };
     (@ $x:literal, $a:literal, $b:literal) => {
@@ -18,12 +20,12 @@ macro_rules! plane {
     };
 }
 
-/// Four rows and some pairs of tokens: for each, its mantissas, the bytes from `$sums` to its sums, and registers for those of
-/// each row. In one piece, as the compiler would keep the sums in memory. The weights are in v0 to v7, a pair of rows in even
-/// ones and the other in odd ones.
+/// Four rows and some pairs of tokens: for each, its octets, the bytes from `$sums` to its sums and from an entry's scales to its
+/// own, and registers for the sums of each row. In one piece, as the compiler would keep the sums in memory. The weights are in
+/// v0 to v7, a pair of rows in even ones and the other in odd ones.
 macro_rules! tile {
-    ($weights:ident, $scales:ident, $blocks:ident, $sums:ident,
-     $($x:ident $words:expr, $at:literal, $a:literal, $b:literal, $c:literal, $d:literal);+) => {
+    ($weights:ident, $scales:ident, $tile:ident, $sums:ident;
+     $($x:ident $pair:expr, $at:literal, $a_at:literal, $a:literal, $b:literal, $c:literal, $d:literal);+) => {
         asm!(
             ".arch_extension i8mm",
             $(
@@ -43,17 +45,16 @@ macro_rules! tile {
             "add {weights}, {weights}, {weights_stride}",
             "ldp q14, q15, [{scales}], {scales_stride}",
             $(
-                "movi v12.2d, #0",
-                "movi v13.2d, #0",
-                plane!($x),
-                "shl v12.4s, v12.4s, #8",
-                "shl v13.4s, v13.4s, #8",
-                plane!($x),
+                four_rows!($x),
+                concat!("ldr q8, [{a}, #", $a_at, "]"),
+                "mul v12.4s, v12.4s, v8.4s",
+                "mul v13.4s, v13.4s, v8.4s",
                 concat!("smlal ", $a, ".2d, v14.2s, v12.2s"),
                 concat!("smlal2 ", $b, ".2d, v14.4s, v12.4s"),
                 concat!("smlal ", $c, ".2d, v15.2s, v13.2s"),
                 concat!("smlal2 ", $d, ".2d, v15.4s, v13.4s"),
             )+
+            "add {a}, {a}, {a_stride}",
             "subs {blocks}, {blocks}, #1",
             "b.ne 2b",
             $(
@@ -65,8 +66,9 @@ macro_rules! tile {
                 "stp q12, q13, [{at}]",
                 "stp q14, q15, [{at}, #64]",
             )+
-            weights = inout(reg) $weights => _, scales = inout(reg) $scales => _, blocks = inout(reg) $blocks => _,
-            sums = in(reg) $sums, at = out(reg) _, $($x = inout(reg) $words => _,)+
+            weights = inout(reg) $weights => _, scales = inout(reg) $scales => _, blocks = inout(reg) $tile.blocks => _,
+            a = inout(reg) $tile.scales => _, a_stride = in(reg) 4 * $tile.scales_stride,
+            sums = in(reg) $sums, at = out(reg) _, $($x = inout(reg) $tile.octets[$pair] => _,)+
             out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
             out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
             out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
@@ -82,36 +84,29 @@ macro_rules! tile {
 ///
 /// # Safety
 /// The CPU has `FEAT_I8MM`.
-pub(crate) unsafe fn tile<const P: usize>(
-    strip: &Strip,
-    blocks: usize,
-    x: [&[i16]; P],
-    sums: &mut [[i64; GROUP]],
-) {
+pub(crate) unsafe fn tile<const P: usize>(strip: &Strip, tile: &Tile<P>, sums: &mut [[i64; GROUP]]) {
     const { assert!(P == 2 || P == 4) };
     let sums = &mut sums[..2 * P];
-    assert!(blocks > 0 && blocks <= strip.weights.len(), "a chunk of a strip");
-    let x = x.map(|x| x[..blocks * 2 * BLOCK].as_ptr());
     for half in 0..2 {
         let (weights, scales) = strip.half_in_pairs(half);
         // SAFETY: inside the first token's.
         let sums = unsafe { sums.as_mut_ptr().cast::<i64>().add(half * HALF) };
-        // SAFETY: the strip has that many blocks, and so has each pair; the sums are of `P` pairs; the caller promises the
-        // instructions.
+        // SAFETY: the strip has as many blocks as the tile, and so has each pair; the sums are of `P` pairs; the caller promises
+        // the instructions.
         unsafe {
             if P == 4 {
                 tile!(
-                    weights, scales, blocks, sums,
-                    x0 x[0], 0, "v16", "v17", "v18", "v19";
-                    x1 x[1], 128, "v20", "v21", "v22", "v23";
-                    x2 x[P - 2], 256, "v24", "v25", "v26", "v27";
-                    x3 x[P - 1], 384, "v28", "v29", "v30", "v31"
+                    weights, scales, tile, sums;
+                    x0 0, 0, 0, "v16", "v17", "v18", "v19";
+                    x1 1, 128, 16, "v20", "v21", "v22", "v23";
+                    x2 P - 2, 256, 32, "v24", "v25", "v26", "v27";
+                    x3 P - 1, 384, 48, "v28", "v29", "v30", "v31"
                 );
             } else {
                 tile!(
-                    weights, scales, blocks, sums,
-                    x0 x[0], 0, "v16", "v17", "v18", "v19";
-                    x1 x[1], 128, "v20", "v21", "v22", "v23"
+                    weights, scales, tile, sums;
+                    x0 0, 0, 0, "v16", "v17", "v18", "v19";
+                    x1 1, 128, 16, "v20", "v21", "v22", "v23"
                 );
             }
         }

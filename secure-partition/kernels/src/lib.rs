@@ -5,14 +5,14 @@
 //! | [`format`] | how packed tensors lie in memory, and what they mean |
 //! | [`matrix`] | a packed matrix, checked |
 //! | [`vector`] | a packed vector, checked |
-//! | [`activations`] | what it is multiplied with: 16-bit mantissas, one exponent per token |
+//! | [`activations`] | what it is multiplied with: octets, a scale for each block of a token |
 //! | [`matmul`] | the product, on whatever instructions there are |
 //! | [`attention`] | its inner loops, and `attention_neon`, their twins |
 //! | `plain` | the kernels in plain Rust, the twin of all others |
 //! | `arm` | which kernel of an Arm CPU does what |
 //! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |
 //! | `minima` | what minima add, for all kernels of an Arm CPU |
-//! | `batch`, `i8mm` | many tokens, whose weights are unpacked once: Armv8.0-A and `FEAT_DotProd`; `FEAT_I8MM` |
+//! | `batch`, `tile`, `i8mm` | many tokens, whose weights are unpacked once: for all; Armv8.0-A and `FEAT_DotProd`; `FEAT_I8MM` |
 //! | `sve`, `sve_batch` | one and many tokens with scalable vectors: `FEAT_SVE2` and `FEAT_I8MM` |
 //! | `sse2` | x86-64, for the host's tools |
 //! | `pack` | GGUF's types to those formats (host only, feature `pack`) |
@@ -53,4 +53,6 @@ mod sse2;
 mod sve;
 #[cfg(target_arch = "aarch64")]
 mod sve_batch;
+#[cfg(target_arch = "aarch64")]
+mod tile;
 pub mod vector;

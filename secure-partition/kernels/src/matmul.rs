@@ -1,12 +1,13 @@
 //! `y = W x`, on whatever instructions there are.
 //!
-//! Nothing overflows, whatever bytes the weights are. With |mantissa| <= 32639:
+//! Nothing overflows, whatever bytes the weights are. With |octet| <= 127, scales of at most 4096 and |mantissa| < 2^19:
 //!
 //! | sum | bound |
 //! |---|---|
-//! | `S` of a block, i32 | 32 * 32639 * 128 < 2^27 |
-//! | `X` of a block, i32 | 32 * 32639 < 2^20 |
-//! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]) of at most 2^15 * 2^27 + 2^15 * 2^27: < 2^56 |
+//! | `S` of an entry, i32 | 32 * 127 * 128 < 2^19 |
+//! | `a * S`, i32 | 4096 * 32 * 127 * 128 < 2^31; of low nibbles a 16th of it |
+//! | `2^s * X` of a block | 32 * 2^19 = 2^24, as much again by rounding |
+//! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]) of at most 2^15 * 2^31 + 2^15 * 2^7 * 2^25, and what second entries add: < 2^61 |
 //!
 //! Sums are exact, so no order of summation can make a difference.
 
@@ -16,7 +17,7 @@ use core::sync::atomic::{AtomicI32, AtomicI64, Ordering::Relaxed};
 use crate::activations::Activations;
 use crate::format::{GROUP, GROUP_HEAD};
 use crate::isa::{Isa, Kernel};
-use crate::matrix::{Group, Matrix, row_shift};
+use crate::matrix::{Group, Matrix, ShapeError, row_shift};
 use crate::plain::{self, Sums};
 
 /// Tokens that share one pass over a group's weights, where weights are unpacked for each.
@@ -67,23 +68,29 @@ impl Output<'_> {
 ///
 /// y is in Q.`frac`, rounded to nearest, halves up, and saturated.
 ///
-/// # Panics
-/// If `x` has not [`Matrix::inputs`] columns or more, the activations are not in the layout of `isa`, there are no such groups, or `out` is
-/// shorter than (tokens, rows).
-pub fn matmul(isa: Isa, weights: &Matrix, groups: Range<usize>, x: &Activations, frac: i32, out: Output) {
-    let (weights, x) = (&weights.octets(), &x.first(weights.inputs()));
-    assert_eq!(isa.layout(x.tokens()), x.layout(), "x was written for these kernels");
-    assert!(
-        groups.end <= weights.groups() && x.tokens() * weights.rows() <= out.len(),
-        "room for the product"
-    );
+/// # Errors
+/// [`ShapeError`] if `x` has not [`Matrix::inputs`] columns or more, the activations are not in the layout of `isa`, there are no
+/// such groups, or `out` is shorter than (tokens, rows). Nothing is written then.
+pub fn matmul(
+    isa: Isa,
+    weights: &Matrix,
+    groups: Range<usize>,
+    x: &Activations,
+    frac: i32,
+    out: Output,
+) -> Result<(), ShapeError> {
+    let (weights, x) = (&weights.octets(), &x.first(weights.inputs())?);
+    let room = x.tokens().checked_mul(weights.rows()).is_some_and(|needed| needed <= out.len());
+    if isa.layout(x.tokens()) != x.layout() || groups.end > weights.groups() || !room {
+        return Err(ShapeError);
+    }
     let report = |index: usize, head: &[u8; GROUP_HEAD], first: usize, sums: &[[i64; GROUP]]| {
         let rows = GROUP.min(weights.rows() - index * GROUP);
         let at = |token: usize| token * weights.rows() + index * GROUP;
         #[cfg(target_arch = "aarch64")]
         if rows == GROUP {
-            let exponents = &x.exponents(first)[..sums.len()];
-            if crate::neon::finish(sums, head, exponents, frac, out, at(first), weights.rows()) {
+            let heads = &x.heads(first)[..sums.len()];
+            if crate::neon::finish(sums, head, heads, frac, out, at(first), weights.rows()) {
                 return;
             }
         }
@@ -118,6 +125,7 @@ pub fn matmul(isa: Isa, weights: &Matrix, groups: Range<usize>, x: &Activations,
         #[cfg(not(target_arch = "aarch64"))]
         _ => by_token(plain::group, plain::group, weights, groups, x, report),
     }
+    Ok(())
 }
 
 /// What is done with the sums of a group and some tokens: `(group, head, first token, sums)`.
@@ -128,8 +136,8 @@ impl<T: Fn(usize, &[u8; GROUP_HEAD], usize, &[[i64; GROUP]])> Report for T {}
 /// Each group with four tokens at a time, then with single ones.
 #[inline]
 fn by_token(
-    four: impl Fn(&Group, [&[i16]; TOKENS], [&[i32]; TOKENS]) -> Sums<TOKENS>,
-    one: impl Fn(&Group, [&[i16]; 1], [&[i32]; 1]) -> Sums<1>,
+    four: impl Fn(&Group, &Activations, usize) -> Sums<TOKENS>,
+    one: impl Fn(&Group, &Activations, usize) -> Sums<1>,
     weights: &Matrix,
     groups: Range<usize>,
     x: &Activations,
@@ -138,17 +146,15 @@ fn by_token(
     for (index, group) in groups.clone().zip(weights.groups_in(groups)) {
         let whole = x.tokens() / TOKENS * TOKENS;
         for first in (0..whole).step_by(TOKENS) {
-            let words = core::array::from_fn(|i| x.words(first + i));
-            let sums = core::array::from_fn(|i| x.sums(first + i));
-            report(index, group.head, first, &four(&group, words, sums));
+            report(index, group.head, first, &four(&group, x, first));
         }
         for token in whole..x.tokens() {
-            report(index, group.head, token, &one(&group, [x.words(token)], [x.sums(token)]));
+            report(index, group.head, token, &one(&group, x, token));
         }
     }
 }
 
-/// [`scale`] of a group's sums. |sums| < 2^59.
+/// [`scale`] of a group's sums. |sums| < 2^61.
 #[inline]
 fn scale_row(sums: &[i64; GROUP], shifts: [i32; GROUP]) -> [i64; GROUP] {
     let mut out = *sums;

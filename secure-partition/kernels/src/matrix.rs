@@ -7,7 +7,7 @@ use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, SCALES};
 /// Most columns of a matrix, or twice those of a [`Format::W16`]. It bounds every sum of a row, see [`crate::matmul`].
 pub const MAX_COLS: usize = 1 << 17;
 
-/// The bytes of a packed matrix do not fit its shape, or its format is none of a matrix.
+/// Sizes that do not fit: bytes of a matrix and its shape, its columns and those of activations, a buffer and what goes into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShapeError;
 
@@ -102,8 +102,8 @@ impl<'a> Matrix<'a> {
         let minima = self.cols / BLOCK * format.minima_bytes();
         self.bytes(range).chunks_exact(self.group_bytes()).map(move |group| {
             let (head, rest) = group.split_first_chunk().expect("a group is longer than its head");
-            let (minima, blocks) = rest.split_at(minima);
-            Group { format, head, minima, blocks }
+            let blocks = &rest[minima..];
+            Group { format, head, blocks, rest }
         })
     }
 
@@ -137,17 +137,36 @@ pub(crate) struct Group<'a> {
     pub format: Format,
     /// Shifts.
     pub head: &'a [u8; GROUP_HEAD],
-    /// Minima of all blocks, if the format has any.
-    pub minima: &'a [u8],
     /// Blocks without their minima.
     pub blocks: &'a [u8],
+    /// The same, and in front of them the minima of all blocks, if the format has any.
+    rest: &'a [u8],
 }
 
 impl Group<'_> {
+    /// A block.
+    #[inline]
+    pub fn block(&self, b: usize) -> &[u8] {
+        let bytes = self.format.block_bytes();
+        &self.blocks[b * bytes..][..bytes]
+    }
+
+    /// Whether there are minima.
+    #[inline]
+    pub const fn has_minima(&self) -> bool {
+        self.format.minima_bytes() > 0
+    }
+
+    /// Bytes from the minima of block `b` on, and those of the blocks behind all minima.
+    #[inline]
+    pub fn minima_from(&self, b: usize) -> &[u8] {
+        &self.rest[b * SCALES..]
+    }
+
     /// Minimum of row `lane` in block `b`; 0 if the format has none.
     #[inline]
     pub fn minimum(&self, b: usize, lane: usize) -> i16 {
-        if self.minima.is_empty() { 0 } else { half_word(&self.minima[b * SCALES..], lane) }
+        if self.has_minima() { half_word(self.minima_from(b), lane) } else { 0 }
     }
 }
 

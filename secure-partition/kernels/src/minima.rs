@@ -1,4 +1,4 @@
-//! What blocks' minima add to sums: their products with the sums of activations.
+//! What blocks' minima add to sums: their products with the sums of activations, 16-bit numbers of at most 2047.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
@@ -6,206 +6,176 @@ use core::ops::Range;
 
 use crate::activations::Activations;
 use crate::batch::Sums;
-use crate::format::{BLOCK, GROUP, SCALES};
+use crate::format::{GROUP, SCALES};
 use crate::matrix::Group;
-use crate::neon::{RowSums, no_rows, store};
+use crate::neon::{RowSums, no_rows};
 
-/// Blocks whose products with a half of a block's sum fit i32: 64 * 2^15 * 1020 < 2^31.
-const SUMMED: usize = 64;
+/// Blocks whose products fit i32: 32 * 2^15 * 2047 < 2^31.
+const SUMMED: usize = 32;
+/// Blocks that are taken at once.
+const EIGHT: usize = 8;
 
-/// Adds the minima in `$m`, times a block's sum whose halves are at two places of v8, to the high and low parts of four rows
-/// each.
+/// Adds the minima in `$m`, times the sum at a place of `$x`, to four rows each.
 macro_rules! minimum {
-    ($m:literal, $low:literal, $high:literal; $a:ident $b:ident $c:ident $d:ident) => {
+    ($m:literal, $x:literal, $at:literal, $low:literal, $high:literal) => {
         concat!(
-            "smlal {",
-            stringify!($a),
-            ":v}.4s, ",
-            $m,
-            ".4h, v8.h[",
-            $high,
-            "]\n",
-            "smlal2 {",
-            stringify!($b),
-            ":v}.4s, ",
-            $m,
-            ".8h, v8.h[",
-            $high,
-            "]\n",
-            "smlal {",
-            stringify!($c),
-            ":v}.4s, ",
-            $m,
-            ".4h, v8.h[",
-            $low,
-            "]\n",
-            "smlal2 {",
-            stringify!($d),
-            ":v}.4s, ",
-            $m,
-            ".8h, v8.h[",
-            $low,
-            "]\n"
+            "smlal ", $low, ".4s, ", $m, ".4h, ", $x, ".h[", $at, "]\n", "smlal2 ", $high, ".4s, ", $m,
+            ".8h, ", $x, ".h[", $at, "]\n"
         )
     };
 }
 
-/// Adds the minima of one group or two, times all block sums, to their parts. In one piece, as the compiler would load registers
-/// one by one.
-macro_rules! minima {
-    ($sums:ident; $($minima:ident $at:expr, $parts:expr, $m0:literal $m1:literal $m2:literal $m3:literal,
-     $a:ident $b:ident $c:ident $d:ident);+) => {
-        asm!(
-            "cbz {fours}, 3f",
-            "2:",
-            "ldr q8, [{sums}], #16",
-            $(
-                concat!(
-                    "ld1 {{", $m0, ".8h, ", $m1, ".8h, ", $m2, ".8h, ", $m3, ".8h}}, [{", stringify!($minima), "}], #64"
-                ),
-                minimum!($m0, 0, 1; $a $b $c $d), minimum!($m1, 2, 3; $a $b $c $d),
-                minimum!($m2, 4, 5; $a $b $c $d), minimum!($m3, 6, 7; $a $b $c $d),
-            )+
-            "subs {fours}, {fours}, #1",
-            "b.ne 2b",
-            "3:",
-            "cbz {rest}, 5f",
-            "4:",
-            "ldr s8, [{sums}], #4",
-            $(
-                concat!("ld1 {{", $m0, ".8h}}, [{", stringify!($minima), "}], #16"),
-                minimum!($m0, 0, 1; $a $b $c $d),
-            )+
-            "subs {rest}, {rest}, #1",
-            "b.ne 4b",
-            "5:",
-            sums = inout(reg) $sums.as_ptr() => _,
-            fours = inout(reg) $sums.len() / 4 => _, rest = inout(reg) $sums.len() % 4 => _,
-            $(
-                $minima = inout(reg) $at => _,
-                $a = inout(vreg) $parts[0], $b = inout(vreg) $parts[1],
-                $c = inout(vreg) $parts[2], $d = inout(vreg) $parts[3],
-
-            )+
-            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
-            out("v8") _,
-            options(readonly, nostack)
-        )
+/// Adds the products of four blocks' minima in v0 to v3 with four places of some tokens' sums.
+macro_rules! four {
+    (0; $($x:literal $low:literal $high:literal),+) => {
+        concat!($(
+            minimum!("v0", $x, 0, $low, $high), minimum!("v1", $x, 1, $low, $high),
+            minimum!("v2", $x, 2, $low, $high), minimum!("v3", $x, 3, $low, $high)
+        ),+)
+    };
+    (4; $($x:literal $low:literal $high:literal),+) => {
+        concat!($(
+            minimum!("v0", $x, 4, $low, $high), minimum!("v1", $x, 5, $low, $high),
+            minimum!("v2", $x, 6, $low, $high), minimum!("v3", $x, 7, $low, $high)
+        ),+)
     };
 }
 
-/// Products of some groups' minima with a token's block sums, times 2^`HIGH` for rows 0..4 and 2^`LOW` for rows 4..8.
+/// Products of at most [`SUMMED`] blocks' minima with the sums of one token or four: of each, of rows 0..4 and 4..8. Where sums are
+/// zeros that fill up, what they are multiplied with are the first of the group's other bytes.
 #[inline(always)]
-pub(crate) fn of_token<const G: usize, const HIGH: i32, const LOW: i32>(
-    minima: [&[u8]; G],
-    sums: &[i32],
-) -> [RowSums; G] {
-    const { assert!(G == 1 || G == 2) };
-    let mut out = [no_rows(); G];
-    for (chunk, sums) in sums.chunks(SUMMED).enumerate() {
-        let at = |group: usize| minima[group][chunk * SUMMED * SCALES..][..sums.len() * SCALES].as_ptr();
-        // SAFETY: NEON is there; the loads are of as many sums and minima as there are.
-        unsafe {
-            // Products with the high and with the low half of sums, of 4 rows each.
-            let mut parts = [[vdupq_n_s32(0); 4]; G];
-            if G == 1 {
-                minima!(sums; m0 at(0), parts[0], "v0" "v1" "v2" "v3", a0 a1 a2 a3);
-            } else {
-                minima!(
-                    sums; m0 at(0), parts[0], "v0" "v1" "v2" "v3", a0 a1 a2 a3;
-                    m1 at(G - 1), parts[G - 1], "v4" "v5" "v6" "v7", b0 b1 b2 b3
+fn products<const T: usize>(minima: &[u8], sums: [&[i16]; T]) -> [[int32x4_t; 2]; T] {
+    const { assert!(T == 1 || T == 4) };
+    let blocks = sums[0].len();
+    assert!(
+        minima.len() >= blocks * SCALES && blocks <= SUMMED,
+        "minima of all blocks, or what lies behind them"
+    );
+    let sums = sums.map(|sums| sums[..blocks].as_ptr());
+    let mut minima = minima.as_ptr();
+    // SAFETY: NEON is there; there are minima and sums of that many blocks.
+    unsafe {
+        let mut out = [[vdupq_n_s32(0); 2]; T];
+        let mut done = 0;
+        if T == 1 {
+            let [mut low, mut high] = out[0];
+            for _ in 0..blocks / EIGHT {
+                asm!(
+                    "ldr q8, [{sums}]",
+                    "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
+                    four!(0; "v8" "{low:v}" "{high:v}"),
+                    "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
+                    four!(4; "v8" "{low:v}" "{high:v}"),
+                    minima = inout(reg) minima, sums = in(reg) sums[0].add(done),
+                    low = inout(vreg) low, high = inout(vreg) high,
+                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v8") _,
+                    options(readonly, nostack)
                 );
+                done += EIGHT;
             }
-            for (out, [h0, h1, l0, l1]) in out.iter_mut().zip(parts) {
-                add_shifted::<HIGH>(&mut out[..2], h0, l0);
-                add_shifted::<LOW>(&mut out[2..], h1, l1);
+            out[0] = [low, high];
+        } else {
+            let [[mut a, mut b], [mut c, mut d], [mut e, mut f], [mut g, mut h]] =
+                [out[0], out[1 % T], out[2 % T], out[3 % T]];
+            for _ in 0..blocks / EIGHT {
+                asm!(
+                    "ldr q8, [{s0}]", "ldr q9, [{s1}]", "ldr q10, [{s2}]", "ldr q11, [{s3}]",
+                    "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
+                    four!(0; "v8" "{a:v}" "{b:v}", "v9" "{c:v}" "{d:v}", "v10" "{e:v}" "{f:v}", "v11" "{g:v}" "{h:v}"),
+                    "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
+                    four!(4; "v8" "{a:v}" "{b:v}", "v9" "{c:v}" "{d:v}", "v10" "{e:v}" "{f:v}", "v11" "{g:v}" "{h:v}"),
+                    minima = inout(reg) minima, s0 = in(reg) sums[0].add(done), s1 = in(reg) sums[1 % T].add(done),
+                    s2 = in(reg) sums[2 % T].add(done), s3 = in(reg) sums[3 % T].add(done),
+                    a = inout(vreg) a, b = inout(vreg) b, c = inout(vreg) c, d = inout(vreg) d,
+                    e = inout(vreg) e, f = inout(vreg) f, g = inout(vreg) g, h = inout(vreg) h,
+                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _,
+                    options(readonly, nostack)
+                );
+                done += EIGHT;
+            }
+            for (out, sums) in out.iter_mut().zip([[a, b], [c, d], [e, f], [g, h]]) {
+                *out = sums;
+            }
+        }
+        for block in done..blocks {
+            let m = vld1q_s16(minima.cast());
+            minima = minima.add(SCALES);
+            for (out, sums) in out.iter_mut().zip(sums) {
+                let sum = *sums.add(block);
+                out[0] = vmlal_n_s16(out[0], vget_low_s16(m), sum);
+                out[1] = vmlal_high_n_s16(out[1], m, sum);
+            }
+        }
+        out
+    }
+}
+
+/// Adds two rows' products each, times `2^shift`.
+#[inline(always)]
+unsafe fn add_shifted(out: &mut [int64x2_t], products: int32x4_t, shift: i32) {
+    // SAFETY: NEON is there.
+    unsafe {
+        let shift = vdupq_n_s64(i64::from(shift));
+        out[0] = vaddq_s64(out[0], vshlq_s64(vmovl_s32(vget_low_s32(products)), shift));
+        out[1] = vaddq_s64(out[1], vshlq_s64(vmovl_high_s32(products), shift));
+    }
+}
+
+/// Products of some groups' minima with a token's block sums, times 2^`shifts` for rows 0..4 and rows 4..8.
+#[inline(always)]
+pub(crate) fn of_token<const G: usize>(
+    groups: [&Group; G],
+    x: &Activations,
+    token: usize,
+    shifts: [i32; 2],
+) -> [RowSums; G] {
+    let mut out = [no_rows(); G];
+    if !groups[0].has_minima() {
+        return out;
+    }
+    let shifts = shifts.map(|shift| shift + x.sum_shift(token));
+    for (chunk, sums) in x.padded_sums(token).chunks(SUMMED).enumerate() {
+        for (out, group) in out.iter_mut().zip(groups) {
+            let [[low, high]] = products(group.minima_from(chunk * SUMMED), [sums]);
+            // SAFETY: NEON is there.
+            unsafe {
+                add_shifted(&mut out[..2], low, shifts[0]);
+                add_shifted(&mut out[2..], high, shifts[1]);
             }
         }
     }
     out
 }
 
-/// Adds a block's minima times its sum, whose halves are at two places of `sums`.
-#[inline(always)]
-unsafe fn minimum<const L: i32, const H: i32>(parts: &mut [int32x4_t; 4], m: int16x8_t, sums: int16x8_t) {
-    // SAFETY: NEON is there.
-    unsafe {
-        parts[0] = vmlal_laneq_s16::<H>(parts[0], vget_low_s16(m), sums);
-        parts[1] = vmlal_high_laneq_s16::<H>(parts[1], m, sums);
-        parts[2] = vmlal_laneq_s16::<L>(parts[2], vget_low_s16(m), sums);
-        parts[3] = vmlal_high_laneq_s16::<L>(parts[3], m, sums);
-    }
-}
-
-/// Adds (1024 * `high` + `low`) * 2^`SHIFT` to four rows.
-#[inline(always)]
-unsafe fn add_shifted<const SHIFT: i32>(out: &mut [int64x2_t], high: int32x4_t, low: int32x4_t) {
-    // SAFETY: NEON is there.
-    unsafe {
-        let pairs =
-            [(vmovl_s32(vget_low_s32(high)), vget_low_s32(low)), (vmovl_high_s32(high), vget_high_s32(low))];
-        for (out, (high, low)) in out.iter_mut().zip(pairs) {
-            let sum = vaddw_s32(vshlq_n_s64::<10>(high), low);
-            *out = vaddq_s64(*out, vshlq_n_s64::<SHIFT>(sum));
-        }
-    }
-}
-
 /// Starts the sums: products of a group's minima with block sums, times 128.
 pub(crate) fn of_tokens(group: &Group, x: &Activations, tokens: Range<usize>, out: &mut Sums) {
-    out[..tokens.len()].fill([0; GROUP]);
-    if group.minima.is_empty() {
+    if !group.has_minima() {
+        out[..tokens.len()].fill([0; GROUP]);
         return;
     }
-    for start in (0..x.cols() / BLOCK).step_by(SUMMED) {
-        let minima = &group.minima[start * SCALES..];
-        let sums = |token: usize| {
-            let sums = &x.sums(token.min(tokens.end - 1))[start..];
-            &sums[..sums.len().min(SUMMED)]
-        };
-        for (first, out) in tokens.clone().step_by(4).zip(out.chunks_mut(4)) {
-            let four = [sums(first), sums(first + 1), sums(first + 2), sums(first + 3)];
-            four_minima(minima, four, out);
-        }
-    }
-}
-
-/// Minima of one group for up to four tokens.
-fn four_minima(minima: &[u8], sums: [&[i32]; 4], out: &mut [[i64; GROUP]]) {
-    let blocks = sums[0].len();
-    let minima = minima[..blocks * SCALES].as_ptr();
-    let sums = sums.map(|sums| sums[..blocks].as_ptr());
-    // SAFETY: NEON is there; there are minima and sums of that many blocks.
-    unsafe {
-        // Products with the high and with the low half of sums, of 4 rows each.
-        let mut parts = [[vdupq_n_s32(0); 4]; 4];
-        let at = |b: usize| vld1q_s16(minima.add(b * SCALES).cast());
-        for b in (0..blocks / 4 * 4).step_by(4) {
-            let m = [at(b), at(b + 1), at(b + 2), at(b + 3)];
-            for (parts, sums) in parts.iter_mut().zip(sums) {
-                let sums = vreinterpretq_s16_s32(vld1q_s32(sums.add(b)));
-                minimum::<0, 1>(parts, m[0], sums);
-                minimum::<2, 3>(parts, m[1], sums);
-                minimum::<4, 5>(parts, m[2], sums);
-                minimum::<6, 7>(parts, m[3], sums);
+    let token = |token: usize| token.min(tokens.end - 1);
+    for (first, out) in tokens.clone().step_by(4).zip(out.chunks_mut(4)) {
+        let four = [first, token(first + 1), token(first + 2), token(first + 3)];
+        let sums = four.map(|token| x.padded_sums(token));
+        let mut rows = [no_rows(); 4];
+        let (mut start, blocks) = (0, sums[0].len());
+        while start < blocks {
+            let end = blocks.min(start + SUMMED);
+            let part =
+                [&sums[0][start..end], &sums[1][start..end], &sums[2][start..end], &sums[3][start..end]];
+            let products = products(group.minima_from(start), part);
+            for i in 0..4 {
+                let shift = 7 + x.sum_shift(four[i]);
+                // SAFETY: NEON is there.
+                unsafe {
+                    add_shifted(&mut rows[i][..2], products[i][0], shift);
+                    add_shifted(&mut rows[i][2..], products[i][1], shift);
+                }
             }
+            start = end;
         }
-        for b in blocks / 4 * 4..blocks {
-            let m = at(b);
-            for (parts, sums) in parts.iter_mut().zip(sums) {
-                minimum::<0, 1>(parts, m, vreinterpretq_s16_s32(vld1q_dup_s32(sums.add(b))));
-            }
-        }
-        for (out, parts) in out.iter_mut().zip(parts) {
-            let mut rows = no_rows();
-            for (rows, pair) in
-                rows.as_chunks_mut::<2>().0.iter_mut().zip(out.as_chunks::<2>().0.chunks_exact(2))
-            {
-                *rows = [vld1q_s64(pair[0].as_ptr()), vld1q_s64(pair[1].as_ptr())];
-            }
-            add_shifted::<7>(&mut rows[..2], parts[0], parts[2]);
-            add_shifted::<7>(&mut rows[2..], parts[1], parts[3]);
-            *out = store(&rows);
+        for (out, rows) in out.iter_mut().zip(&rows) {
+            *out = crate::neon::store(rows);
         }
     }
 }

@@ -1,10 +1,11 @@
-//! One token on Armv8.0-A: 8-bit products summed in 16 bits where weights are nibbles, 16-bit products where they are octets.
+//! One token on Armv8.0-A: products of octets, summed in 16 bits as far as they fit.
 //! Loops are in one piece of assembly, as the compiler would load registers one or two at a time instead of four. What the other kernels for Arm have in common is here, too.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
 use core::sync::atomic::{AtomicI32, AtomicI64};
 
+use crate::activations::{Activations, Token};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
 use crate::matmul::Output;
 use crate::matrix::Group;
@@ -17,221 +18,159 @@ pub(crate) type RowSums = [int64x2_t; GROUP / 2];
 /// Weights of four rows of a block, 4 columns a vector.
 pub(crate) type Weights = [int8x16_t; FOURS];
 
-/// Loads weights of four rows, and both planes of as many mantissas, of half a block.
-macro_rules! load_half {
-    ($weights:literal, $next:literal) => {
-        concat!(
-            "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, ",
-            $weights,
-            "\n",
-            "ld1 {{v4.16b, v5.16b, v6.16b, v7.16b}}, [{high}], ",
-            $next,
-            "\n",
-            "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{low}], ",
-            $next,
-            "\n"
-        )
-    };
-}
-
-/// Four columns of nibbles. Sums of 8 products with halves of mantissas, 8 * 15 * 128, and of two such sums fit i16: those of
-/// high nibbles go to v16 to v19, those of low ones to v20 to v23; of these, the first two are with `h`.
+/// Four columns of nibbles of eight rows, and the octets that they are multiplied with, one of the eight fours in v16 and v17. Sums
+/// of 8 products, 8 * 15 * 127, and of two such sums fit i16: those of high nibbles go to v8 and v9, of low ones to v10 and v11.
 macro_rules! nibbles {
-    ($op:literal; $w:literal, $h:literal, $l:literal) => {
+    ($op:literal, $w:literal, $x:literal) => {
         concat!(
-            "sshr v12.16b, ", $w, ".16b, #4\nand v13.16b, ", $w, ".16b, v14.16b\n",
-            nibbles!(@ $op, "v16", "v17", "v12", $h), nibbles!(@ $op, "v18", "v19", "v12", $l),
-            nibbles!(@ $op, "v20", "v21", "v13", $h), nibbles!(@ $op, "v22", "v23", "v13", $l)
-        )
-    };
-    (@ $op:literal, $first:literal, $second:literal, $w:literal, $x:literal) => {
-        concat!(
-            $op, " ", $first, ".8h, ", $w, ".8b, ", $x, ".8b\n", $op, "2 ", $second, ".8h, ", $w, ".16b, ", $x, ".16b\n"
-        )
-    };
-}
-
-/// Adds up the sums of four rows: 256 * (weights . h) + weights . l.
-macro_rules! add_up {
-    ($h:literal, $h1:literal, $l:literal, $l1:literal) => {
-        concat!(
-            "addp ",
-            $h,
-            ".8h, ",
-            $h,
-            ".8h, ",
-            $h1,
-            ".8h\naddp ",
-            $l,
-            ".8h, ",
-            $l,
-            ".8h, ",
-            $l1,
-            ".8h\n",
-            "saddlp ",
-            $h,
-            ".4s, ",
-            $h,
-            ".8h\nshl ",
-            $h,
-            ".4s, ",
-            $h,
-            ".4s, #8\nsadalp ",
-            $h,
-            ".4s, ",
-            $l,
-            ".8h\n"
+            "dup v6.4s, ",
+            $x,
+            "\nsshr v7.16b, ",
+            $w,
+            ".16b, #4\nand v12.16b, ",
+            $w,
+            ".16b, v14.16b\n",
+            $op,
+            " v8.8h, v7.8b, v6.8b\n",
+            $op,
+            "2 v9.8h, v7.16b, v6.16b\n",
+            $op,
+            " v10.8h, v12.8b, v6.8b\n",
+            $op,
+            "2 v11.8h, v12.16b, v6.16b\n"
         )
     };
 }
 
-/// Four columns of octets, with whole mantissas: the sums of rows 0 to 3 go to v16 to v19, those of rows 4 to 7 to v20 to v23.
+/// Eight columns of octets of eight rows. Sums of two products, 2 * 128 * 127, fit i16; they are added up in v18 to v21 ($add),
+/// two rows each.
 macro_rules! octets {
-    ($op:literal; $first:literal, $second:literal, $h:literal, $l:literal) => {
+    ($add:literal, $a:literal, $b:literal, $c:literal, $d:literal, $x:literal, $y:literal) => {
         concat!(
-            "shll v12.8h, ", $h, ".8b, #8\nsaddw v12.8h, v12.8h, ", $l, ".8b\n",
-            octets!(@ $op, "v16", "v17", "sxtl", ".8b", $first), octets!(@ $op, "v18", "v19", "sxtl2", ".16b", $first),
-            octets!(@ $op, "v20", "v21", "sxtl", ".8b", $second), octets!(@ $op, "v22", "v23", "sxtl2", ".16b", $second)
+            "dup v6.4s, ", $x, "\ndup v7.4s, ", $y, "\n",
+            octets!(@ "v8", "v9", $a, $b), octets!(@ "v10", "v11", $c, $d),
+            $add, " v18.4s, v8.8h\n", $add, " v19.4s, v9.8h\n", $add, " v20.4s, v10.8h\n", $add, " v21.4s, v11.8h\n"
         )
     };
-    (@ $op:literal, $a:literal, $b:literal, $widen:literal, $half:literal, $w:literal) => {
+    (@ $low:literal, $high:literal, $a:literal, $b:literal) => {
         concat!(
-            $widen, " v13.8h, ", $w, $half, "\n",
-            $op, " ", $a, ".4s, v13.4h, v12.4h\n", $op, "2 ", $b, ".4s, v13.8h, v12.8h\n"
+            "smull ", $low, ".8h, ", $a, ".8b, v6.8b\nsmull2 ", $high, ".8h, ", $a, ".16b, v6.16b\n",
+            "smlal ", $low, ".8h, ", $b, ".8b, v7.8b\nsmlal2 ", $high, ".8h, ", $b, ".16b, v7.16b\n"
         )
     };
 }
 
-/// Scales the sums of four rows and of the other four and adds them up.
+/// Multiplies the sums of four rows and of the other four by the rows' scales and the entry's, in v1, and adds them up. The product
+/// of two scales is below 2^28.
 macro_rules! scale {
-    ($first:literal, $second:literal) => {
+    () => {
         concat!(
-            "sxtl v13.4s, v15.4h\nsxtl2 v15.4s, v15.8h\n",
-            "smlal {a:v}.2d, v13.2s, ",
-            $first,
-            ".2s\nsmlal2 {b:v}.2d, v13.4s, ",
-            $first,
-            ".4s\n",
-            "smlal {c:v}.2d, v15.2s, ",
-            $second,
-            ".2s\nsmlal2 {d:v}.2d, v15.4s, ",
-            $second,
-            ".4s\n"
+            "smull v13.4s, v15.4h, v1.h[0]\nsmull2 v15.4s, v15.8h, v1.h[0]\n",
+            "smlal {a:v}.2d, v13.2s, v8.2s\nsmlal2 {b:v}.2d, v13.4s, v8.4s\n",
+            "smlal {c:v}.2d, v15.2s, v10.2s\nsmlal2 {d:v}.2d, v15.4s, v10.4s\n"
         )
     };
 }
 
-/// Twin of [`crate::plain::group`] for one token, whose mantissas are in [`crate::activations::Layout::Spread`].
-pub(crate) fn group(group: &Group, x: &[i16], sums: &[i32]) -> [i64; GROUP] {
-    match group.format {
-        Format::Q4Min => {
-            // The sums are a sixteenth of what they should be.
-            let [mut out] = minima::of_token::<1, 3, 3>([group.minima], sums);
-            multiply::<true>(group, x, &mut out);
-            store(&out).map(|sum| sum << 4)
+/// Twin of [`crate::plain::group`] for one token.
+pub(crate) fn group(group: &Group, x: &Activations, token: usize) -> [i64; GROUP] {
+    let nibbles = group.format == Format::Q4Min;
+    // The sums of nibbles are a sixteenth of what they should be.
+    let [mut out] = minima::of_token([group], x, token, if nibbles { [3, 3] } else { [7, 7] });
+    for (entry, block, count) in x.runs() {
+        let bytes = group.format.block_bytes();
+        let blocks = &group.blocks[block * bytes..][..count * bytes];
+        let octets = x.octets(token, entry, count);
+        let scales = x.scales(token, entry, count);
+        if nibbles {
+            multiply::<true>(blocks, octets, scales, x.scales_stride(), count, &mut out);
+        } else {
+            multiply::<false>(blocks, octets, scales, x.scales_stride(), count, &mut out);
         }
-        Format::Q8 => {
-            let mut out = no_rows();
-            multiply::<false>(group, x, &mut out);
-            store(&out)
-        }
-        Format::W16 | Format::Vector => [0; GROUP],
     }
+    let sums = store(&out);
+    if nibbles { sums.map(|sum| sum << 4) } else { sums }
 }
 
-/// Adds the products of all blocks: those of nibbles, or of octets.
+/// Adds the products of some blocks: those of nibbles, or of octets.
 #[inline(always)]
-fn multiply<const NIBBLE: bool>(group: &Group, x: &[i16], out: &mut RowSums) {
-    let (blocks, bytes) = (x.len() / (4 * BLOCK), group.format.block_bytes());
-    if blocks == 0 {
+fn multiply<const NIBBLE: bool>(
+    blocks: &[u8],
+    x: &[i8],
+    scales: &[i32],
+    stride: usize,
+    count: usize,
+    out: &mut RowSums,
+) {
+    let block_bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
+    if count == 0 {
         return;
     }
-    let block = group.blocks[..blocks * bytes].as_ptr();
+    assert!(
+        blocks.len() == count * block_bytes
+            && x.len() >= count * BLOCK
+            && scales.len() > (count - 1) * stride
+    );
+    let (block, stride) = (blocks.as_ptr(), 4 * stride);
     let [a, b, c, d] = out;
-    // From the second 64 bytes of `h`, of `l`, or of rows 0..4 and their scales to those of the next block: 192.
-    // SAFETY: NEON is there; there are that many blocks of `bytes`, and as many times 256 bytes of mantissas.
+    // SAFETY: NEON is there; there are that many blocks, octets and scales.
     unsafe {
         if NIBBLE {
             asm!(
                 "movi v14.16b, #15",
                 "2:",
+                "ld1 {{v16.16b, v17.16b}}, [{x}], #32",
                 "ld1 {{v15.8h}}, [{block}], #16",
-                load_half!("[{block}], #64", "#64"),
-                nibbles!("smull"; "v0", "v4", "v8"),
-                nibbles!("smlal"; "v1", "v5", "v9"),
-                nibbles!("smlal"; "v2", "v6", "v10"),
-                nibbles!("smlal"; "v3", "v7", "v11"),
-                load_half!("[{block}], #64", "{step}"),
-                nibbles!("smlal"; "v0", "v4", "v8"),
-                nibbles!("smlal"; "v1", "v5", "v9"),
-                nibbles!("smlal"; "v2", "v6", "v10"),
-                nibbles!("smlal"; "v3", "v7", "v11"),
-                add_up!("v16", "v17", "v18", "v19"),
-                add_up!("v20", "v21", "v22", "v23"),
-                scale!("v16", "v20"),
-                "subs {blocks}, {blocks}, #1",
+                "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{block}], #64",
+                nibbles!("smull", "v0", "v16.s[0]"), nibbles!("smlal", "v1", "v16.s[1]"),
+                nibbles!("smlal", "v2", "v16.s[2]"), nibbles!("smlal", "v3", "v16.s[3]"),
+                "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{block}], #64",
+                nibbles!("smlal", "v0", "v17.s[0]"), nibbles!("smlal", "v1", "v17.s[1]"),
+                nibbles!("smlal", "v2", "v17.s[2]"), nibbles!("smlal", "v3", "v17.s[3]"),
+                "ld1 {{v1.s}}[0], [{scales}], {stride}",
+                "addp v8.8h, v8.8h, v9.8h", "addp v10.8h, v10.8h, v11.8h",
+                "saddlp v8.4s, v8.8h", "saddlp v10.4s, v10.8h",
+                scale!(),
+                "subs {count}, {count}, #1",
                 "b.ne 2b",
-                block = inout(reg) block => _, step = in(reg) 192_usize,
-                high = inout(reg) x.as_ptr() => _, low = inout(reg) x.as_ptr().add(2 * BLOCK) => _,
-                blocks = inout(reg) blocks => _,
+                block = inout(reg) block => _, x = inout(reg) x.as_ptr() => _, scales = inout(reg) scales.as_ptr() => _,
+                stride = in(reg) stride, count = inout(reg) count => _,
                 a = inout(vreg) *a, b = inout(vreg) *b, c = inout(vreg) *c, d = inout(vreg) *d,
-                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
-                out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
-                out("v14") _, out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
-                out("v21") _, out("v22") _, out("v23") _,
+                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v6") _, out("v7") _, out("v8") _,
+                out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
+                out("v16") _, out("v17") _,
                 options(readonly, nostack)
             );
         } else {
             asm!(
                 "2:",
+                "ld1 {{v16.16b, v17.16b}}, [{x}], #32",
                 "ld1 {{v15.8h}}, [{block}], #16",
-                load_half!("[{block}], #64", "#64"),
+                "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{block}], #64",
                 "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{second}], #64",
-                octets!("smull"; "v0", "v24", "v4", "v8"),
-                octets!("smlal"; "v1", "v25", "v5", "v9"),
-                octets!("smlal"; "v2", "v26", "v6", "v10"),
-                octets!("smlal"; "v3", "v27", "v7", "v11"),
-                load_half!("[{block}], {step}", "{step}"),
+                octets!("saddlp", "v0", "v1", "v24", "v25", "v16.s[0]", "v16.s[1]"),
+                octets!("sadalp", "v2", "v3", "v26", "v27", "v16.s[2]", "v16.s[3]"),
+                "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{block}], {step}",
                 "ld1 {{v24.16b, v25.16b, v26.16b, v27.16b}}, [{second}], {last}",
-                octets!("smlal"; "v0", "v24", "v4", "v8"),
-                octets!("smlal"; "v1", "v25", "v5", "v9"),
-                octets!("smlal"; "v2", "v26", "v6", "v10"),
-                octets!("smlal"; "v3", "v27", "v7", "v11"),
-                "addp v16.4s, v16.4s, v17.4s", "addp v18.4s, v18.4s, v19.4s", "addp v16.4s, v16.4s, v18.4s",
-                "addp v20.4s, v20.4s, v21.4s", "addp v22.4s, v22.4s, v23.4s", "addp v20.4s, v20.4s, v22.4s",
-                scale!("v16", "v20"),
-                "subs {blocks}, {blocks}, #1",
+                octets!("sadalp", "v0", "v1", "v24", "v25", "v17.s[0]", "v17.s[1]"),
+                octets!("sadalp", "v2", "v3", "v26", "v27", "v17.s[2]", "v17.s[3]"),
+                "ld1 {{v1.s}}[0], [{scales}], {stride}",
+                "addp v8.4s, v18.4s, v19.4s", "addp v10.4s, v20.4s, v21.4s",
+                scale!(),
+                "subs {count}, {count}, #1",
                 "b.ne 2b",
                 block = inout(reg) block => _, second = inout(reg) block.add(SCALES + NIBBLES) => _,
-                last = in(reg) OCTETS + SCALES - 64, step = in(reg) 192_usize,
-                high = inout(reg) x.as_ptr() => _, low = inout(reg) x.as_ptr().add(2 * BLOCK) => _,
-                blocks = inout(reg) blocks => _,
+                x = inout(reg) x.as_ptr() => _, scales = inout(reg) scales.as_ptr() => _, stride = in(reg) stride,
+                // From the second 64 bytes of rows 0..4 to the next block, and of rows 4..8 to those of the next.
+                step = in(reg) 64 + NIBBLES, last = in(reg) 64 + SCALES + NIBBLES, count = inout(reg) count => _,
                 a = inout(vreg) *a, b = inout(vreg) *b, c = inout(vreg) *c, d = inout(vreg) *d,
-                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
-                out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
-                out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
-                out("v21") _, out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _,
+                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v6") _, out("v7") _, out("v8") _,
+                out("v9") _, out("v10") _, out("v11") _, out("v13") _, out("v15") _, out("v16") _, out("v17") _,
+                out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v24") _, out("v25") _,
+                out("v26") _, out("v27") _,
                 options(readonly, nostack)
             );
         }
-    }
-}
-
-/// Adds scale * s for 8 rows.
-#[inline(always)]
-pub(crate) fn scale(out: &mut RowSums, [low, high]: [int32x4_t; 2], s: [int32x4_t; 2]) {
-    let (first, second) = out.split_at_mut(2);
-    scale_half(first, low, s[0]);
-    scale_half(second, high, s[1]);
-}
-
-/// Adds scale * s for 4 rows.
-#[inline(always)]
-pub(crate) fn scale_half(out: &mut [int64x2_t], scales: int32x4_t, s: int32x4_t) {
-    // SAFETY: NEON is there.
-    unsafe {
-        out[0] = vmlal_s32(out[0], vget_low_s32(scales), vget_low_s32(s));
-        out[1] = vmlal_high_s32(out[1], scales, s);
     }
 }
 
@@ -279,19 +218,19 @@ pub(crate) fn store(rows: &RowSums) -> [i64; GROUP] {
 }
 
 /// Scales the sums of a whole group and some tokens and puts them to `out`, from `at` on and every `stride` elements; answers
-/// whether it could. |sums| < 2^59.
+/// whether it could. |sums| < 2^61.
 #[inline]
 pub(crate) fn finish(
     sums: &[[i64; GROUP]],
     head: &[u8; GROUP_HEAD],
-    exponents: &[i32],
+    heads: &[Token],
     frac: i32,
     out: Output,
     at: usize,
     stride: usize,
 ) -> bool {
     let (mut least, mut most) = (i32::MAX, i32::MIN);
-    for &exponent in exponents {
+    for &[exponent, _] in heads {
         (least, most) = (least.min(exponent), most.max(exponent));
     }
     let (least, most) = (least.saturating_sub(frac), most.saturating_sub(frac));
@@ -328,11 +267,11 @@ pub(crate) fn finish(
         }
         rows
     };
-    let (tokens, end) = (sums.iter().zip(exponents), at + (sums.len() - 1) * stride + GROUP);
+    let (tokens, end) = (sums.iter().zip(heads), at + (sums.len() - 1) * stride + GROUP);
     match out {
         Output::Store(out) => {
             let mut to = out[..end][at..].as_ptr();
-            for (sums, &exponent) in tokens {
+            for (sums, &[exponent, _]) in tokens {
                 let rows = scaled(sums, exponent);
                 // SAFETY: NEON is there; the stores are of 8 elements, the last ones before `end`.
                 unsafe { store_narrow(to, &rows) };
@@ -341,7 +280,7 @@ pub(crate) fn finish(
         }
         Output::Add { before, after } => {
             let (mut from, mut to) = (before[..end][at..].as_ptr(), after[..end][at..].as_ptr());
-            for (sums, &exponent) in tokens {
+            for (sums, &[exponent, _]) in tokens {
                 let rows = scaled(sums, exponent);
                 // SAFETY: NEON is there; the loads and stores are of 8 elements, the last ones before `end`.
                 unsafe { store_sum(from, to, &rows) };
@@ -353,7 +292,7 @@ pub(crate) fn finish(
 }
 
 /// Scales the sums of some whole groups of a token and puts them to `out` from `at` on; answers whether it could, otherwise what
-/// it put is of no use. `groups` are their bytes, `each` a group. |sums| < 2^59.
+/// it put is of no use. `groups` are their bytes, `each` a group. |sums| < 2^61.
 #[inline]
 pub(crate) fn finish_groups(
     sums: &[[i64; GROUP]],

@@ -1,34 +1,43 @@
 //! The kernels in plain Rust: the twin that all others must equal, bit for bit.
 
-use crate::activations::join_sum;
+use crate::activations::Activations;
 use crate::format::{BLOCK, Format, GROUP};
 use crate::matrix::{Group, half_word, weight};
 
 /// Sums of one group of rows for some tokens: `[token][row]`, to be multiplied by 2^-(row's shift + token's exponent).
 pub type Sums<const N: usize> = [[i64; GROUP]; N];
 
-/// Multiplies one group of rows with `N` tokens.
-///
-/// `x` are each token's mantissas in [`crate::activations::Layout::Words`], `sums` its block sums. See [`crate::matmul`] for
-/// why nothing overflows.
-pub(crate) fn group<const N: usize>(group: &Group, x: [&[i16]; N], sums: [&[i32]; N]) -> Sums<N> {
-    let mut out = [[0_i64; GROUP]; N];
-    for (b, block) in group.blocks.chunks_exact(group.format.block_bytes()).enumerate() {
+/// Multiplies one group of rows with `N` tokens from the `first` on. See [`crate::matmul`] for why nothing overflows.
+pub(crate) fn group<const N: usize>(group: &Group, x: &Activations, first: usize) -> Sums<N> {
+    let mut out = minima::<N>(group, x, first);
+    for (entry, b) in x.entries() {
+        let block = group.block(b);
         let weights = expand(group.format, block);
-        for ((out, x), sums) in out.iter_mut().zip(x).zip(sums) {
-            let x: &[i16; BLOCK] = x[b * BLOCK..].first_chunk().expect("as many blocks as weights");
-            add(group, b, block, block_dot(&weights, x), sums[b], out);
+        for (token, out) in (first..).zip(&mut out) {
+            let octets = x.octets(token, entry, 1).first_chunk().expect("a block");
+            add(block, block_dot(&weights, octets), x.scale(token, entry), out);
         }
     }
     out
 }
 
-/// Adds what a block contributes to each row, `s` being the rows' dot products.
+/// Products of a group's minima with block sums.
+pub(crate) fn minima<const N: usize>(group: &Group, x: &Activations, first: usize) -> Sums<N> {
+    core::array::from_fn(|i| {
+        let shift = 7 + x.sum_shift(first + i);
+        let sums = x.sums(first + i).iter().enumerate();
+        core::array::from_fn(|row| {
+            let products = sums.clone().map(|(b, &sum)| i64::from(group.minimum(b, row)) * i64::from(sum));
+            products.sum::<i64>() << shift
+        })
+    })
+}
+
+/// Adds what an entry contributes to each row, `s` being the rows' dot products and `a` the entry's scale.
 #[inline]
-pub(crate) fn add(group: &Group, b: usize, block: &[u8], s: [i32; GROUP], sum: i32, out: &mut [i64; GROUP]) {
+pub(crate) fn add(block: &[u8], s: [i32; GROUP], a: i32, out: &mut [i64; GROUP]) {
     for (row, (out, s)) in out.iter_mut().zip(s).enumerate() {
-        *out += i64::from(half_word(block, row)) * i64::from(s);
-        *out += i64::from(group.minimum(b, row)) * 128 * i64::from(join_sum(sum));
+        *out += i64::from(half_word(block, row)) * i64::from(s) * i64::from(a);
     }
 }
 
@@ -37,7 +46,7 @@ fn expand(format: Format, block: &[u8]) -> [[i16; BLOCK]; GROUP] {
     core::array::from_fn(|row| core::array::from_fn(|c| weight(format, block, row, c)))
 }
 
-/// Dot products of 8 rows with 32 mantissas.
-fn block_dot(weights: &[[i16; BLOCK]; GROUP], x: &[i16; BLOCK]) -> [i32; GROUP] {
+/// Dot products of 8 rows with 32 octets.
+fn block_dot(weights: &[[i16; BLOCK]; GROUP], x: &[i8; BLOCK]) -> [i32; GROUP] {
     weights.each_ref().map(|row| row.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum())
 }

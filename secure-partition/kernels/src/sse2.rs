@@ -2,21 +2,23 @@
 
 use core::arch::x86_64::*;
 
+use crate::activations::Activations;
 use crate::format::{BLOCK, Format, GROUP, NIBBLES, SCALES};
 use crate::matrix::Group;
-use crate::plain::{Sums, add};
+use crate::plain::{Sums, add, minima};
 
 /// Widened weights of a block: for each 4 columns, 8 rows of 4, 2 rows a vector.
 type Weights = [[__m128i; GROUP / 2]; BLOCK / 4];
 
 /// Twin of [`crate::plain::group`].
-pub(crate) fn group<const N: usize>(group: &Group, x: [&[i16]; N], sums: [&[i32]; N]) -> Sums<N> {
-    let x = x.map(|x| x.as_chunks::<BLOCK>().0);
-    let mut out = [[0_i64; GROUP]; N];
-    for (b, block) in group.blocks.chunks_exact(group.format.block_bytes()).enumerate() {
+pub(crate) fn group<const N: usize>(group: &Group, x: &Activations, first: usize) -> Sums<N> {
+    let mut out = minima::<N>(group, x, first);
+    for (entry, b) in x.entries() {
+        let block = group.block(b);
         let weights = widen(group.format, block);
-        for ((out, x), sums) in out.iter_mut().zip(x).zip(sums) {
-            add(group, b, block, block_dot(&weights, &x[b]), sums[b], out);
+        for (token, out) in (first..).zip(&mut out) {
+            let octets: &[i8; BLOCK] = x.octets(token, entry, 1).first_chunk().expect("a block");
+            add(block, block_dot(&weights, &octets.map(i16::from)), x.scale(token, entry), out);
         }
     }
     out
@@ -58,7 +60,7 @@ fn rows(first: __m128i, second: __m128i) -> [__m128i; GROUP / 2] {
     }
 }
 
-/// Dot products of 8 rows with a block of mantissas.
+/// Dot products of 8 rows with a block of octets.
 #[inline]
 fn block_dot(weights: &Weights, x: &[i16; BLOCK]) -> [i32; GROUP] {
     let mut lanes = [[0_i32; 4]; GROUP / 2];

@@ -5,18 +5,19 @@
 
 use core::arch::asm;
 
-use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, SCALES};
+use crate::activations::Activations;
+use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, NIBBLES, OCTETS, SCALES};
 
 /// Groups that are multiplied at once.
 pub(crate) const GROUPS: usize = 4;
 /// Sums of some groups' rows.
 pub(crate) type Sums<const G: usize> = [[i64; GROUP]; G];
 
-/// Twin of [`crate::plain::group`] for one token and one group or [`GROUPS`], which lie one behind the other. The mantissas are
-/// in [`crate::activations::Layout::Planes`], for vectors of `LENGTH` bytes.
+/// Twin of [`crate::plain::group`] for one token and one group or [`GROUPS`], which lie one behind the other, with vectors of
+/// `LENGTH` bytes.
 ///
 /// # Panics
-/// If the groups are not of as many columns as `x`, or the block sums not of as many blocks.
+/// If the groups are not of as many columns as `x`.
 ///
 /// # Safety
 /// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64.
@@ -24,31 +25,52 @@ pub(crate) type Sums<const G: usize> = [[i64; GROUP]; G];
 pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
     format: Format,
     groups: &[u8],
-    x: &[i16],
-    sums: &[i32],
+    x: &Activations,
+    token: usize,
 ) -> Sums<G> {
     const { assert!(G == 1 || G == GROUPS) };
-    let (each, count) = (format.group_bytes(x.len()), x.len() / BLOCK);
-    assert!(groups.len() == G * each && sums.len() == count, "groups and sums of so many columns");
-    let (bytes, minima_bytes) = (format.block_bytes(), count * format.minima_bytes());
+    let (each, blocks) = (format.group_bytes(x.cols()), x.cols() / BLOCK);
+    assert!(groups.len() == G * each, "groups of so many columns");
+    let (bytes, minima_bytes) = (format.block_bytes(), blocks * format.minima_bytes());
     // SAFETY: inside the groups: the minima of each, and its blocks.
-    let (minima, blocks) =
+    let (minima, first) =
         unsafe { (groups.as_ptr().add(GROUP_HEAD), groups.as_ptr().add(GROUP_HEAD + minima_bytes)) };
     let mut out = [[0; GROUP]; G];
-    // SAFETY: that many blocks are there, and as many mantissas; the caller promises the instructions.
+    // SAFETY: that many blocks are there, and minima of as many; the caller promises the instructions.
     unsafe {
-        match format {
-            Format::Q4Min => {
-                start::<LENGTH, G>(minima, each, sums, &mut out);
-                multiply::<LENGTH, true, G>(blocks, each, bytes, SCALES, x.as_ptr(), count, &mut out);
+        if format == Format::Q4Min {
+            start::<LENGTH, G>(minima, each, x.sums(token), 7 + x.sum_shift(token), &mut out);
+        }
+        for (entry, block, count) in x.runs() {
+            let run = Run {
+                blocks: first.add(block * bytes),
+                each,
+                octets: x.octets(token, entry, count).as_ptr(),
+                scales: x.scales(token, entry, count).as_ptr(),
+                scales_stride: x.scales_stride(),
+                count,
+            };
+            match format {
+                Format::Q4Min => multiply::<LENGTH, true, G>(&run, &mut out),
+                Format::Q8 => multiply::<LENGTH, false, G>(&run, &mut out),
+                Format::W16 | Format::Vector => {}
             }
-            Format::Q8 => {
-                multiply::<LENGTH, false, G>(blocks, each, bytes, SCALES, x.as_ptr(), count, &mut out)
-            }
-            Format::W16 | Format::Vector => {}
         }
     }
     out
+}
+
+/// Entries of a token, and the blocks that they are multiplied with.
+struct Run {
+    /// The first one's block of the first group.
+    blocks: *const u8,
+    /// Bytes of a group.
+    each: usize,
+    octets: *const i8,
+    scales: *const i32,
+    scales_stride: usize,
+    /// Entries.
+    count: usize,
 }
 
 /// For each row of a group, where the minima of four blocks are among those of these blocks.
@@ -62,120 +84,91 @@ static BY_ROW: [u16; 4 * GROUP] = {
     table
 };
 
-/// Sets the sums to the products of the groups' minima with a token's block sums, times 128.
-///
-/// A block's sum is `1024 * high + low`, see [`crate::activations::split_sum`]; the halves of four blocks' sums are multiplied
-/// as 16-bit numbers and added up in 64 bits.
+/// Sets the sums to the products of the groups' minima with a token's block sums, times `2^shift`: those of four blocks are
+/// multiplied as 16-bit numbers and added up in 64 bits.
 ///
 /// # Safety
-/// That of [`groups`]; every `each` bytes from `minima` on there are the minima of as many blocks as there are sums.
+/// That of [`groups`]; every `each` bytes from `minima` on there are the minima of as many blocks as there are sums, and behind
+/// the sums there is room up to a multiple of four of them.
 unsafe fn start<const LENGTH: usize, const G: usize>(
     minima: *const u8,
     each: usize,
-    sums: &[i32],
+    sums: &[i16],
+    shift: i32,
     out: &mut Sums<G>,
 ) {
     let minima = |group: usize| minima.wrapping_add(group % G * each);
-    // Four blocks of all groups; sums of rows 0..4 and 4..8, or of all rows, go to the last registers named.
+    // Four blocks of a group; sums of rows 0..4 and 4..8, or of all rows, go to the last registers named.
     macro_rules! four_blocks {
-        (64, $m:literal, $high:literal, $low:literal) => {
+        (64, $m:literal, $sum:literal) => {
             concat!(
                 "ld1h {{z4.h}}, p2/z, [",
                 $m,
                 ", {i}, lsl #1]\n",
-                "tbl z4.h, {{z4.h}}, z0.h\n",
-                "sdot ",
-                $high,
-                ".d, z4.h, z3.h\n",
-                "sdot ",
-                $low,
+                "tbl z4.h, {{z4.h}}, z0.h\nsdot ",
+                $sum,
                 ".d, z4.h, z2.h\n"
             )
         };
-        (32, $m:literal, $high:literal, $low:literal, $high_4:literal, $low_4:literal) => {
+        (32, $m:literal, $sum:literal, $sum_4:literal) => {
             concat!(
                 "ld1h {{z4.h}}, p2/z, [",
                 $m,
-                ", {i}, lsl #1]\n",
-                "ld1h {{z5.h}}, p3/z, [",
+                ", {i}, lsl #1]\nld1h {{z5.h}}, p3/z, [",
                 $m,
                 ", {j}, lsl #1]\n",
-                "tbl z6.h, {{z4.h, z5.h}}, z0.h\n",
-                "tbl z7.h, {{z4.h, z5.h}}, z1.h\n",
+                "tbl z6.h, {{z4.h, z5.h}}, z0.h\ntbl z7.h, {{z4.h, z5.h}}, z1.h\n",
                 "sdot ",
-                $high,
-                ".d, z6.h, z3.h\n",
-                "sdot ",
-                $low,
-                ".d, z6.h, z2.h\n",
-                "sdot ",
-                $high_4,
-                ".d, z7.h, z3.h\n",
-                "sdot ",
-                $low_4,
+                $sum,
+                ".d, z6.h, z2.h\nsdot ",
+                $sum_4,
                 ".d, z7.h, z2.h\n"
             )
         };
     }
     macro_rules! store {
-        ($high:literal, $low:literal) => {
+        ($sum:literal) => {
             concat!(
                 "lsl ",
-                $high,
-                ".d, ",
-                $high,
-                ".d, #10\n",
-                "add ",
-                $high,
-                ".d, ",
-                $high,
-                ".d, ",
-                $low,
-                ".d\n",
-                "lsl ",
-                $high,
-                ".d, ",
-                $high,
-                ".d, #7\n",
+                $sum,
+                ".d, p0/m, ",
+                $sum,
+                ".d, z3.d\n",
                 "st1d {{",
-                $high,
-                ".d}}, p0, [{out}]\n",
-                "add {out}, {out}, {rows}\n"
+                $sum,
+                ".d}}, p0, [{out}]\nadd {out}, {out}, {rows}\n"
             )
         };
     }
     macro_rules! run {
         ($table:expr, $blocks:expr, $store:expr, $($m:tt)*) => {
-            // SAFETY: loads are predicated by the number of blocks, of which there are minima and sums; the table has 32 entries;
+            // SAFETY: loads of minima are predicated by the number of blocks; those of sums are of four; the table has 32 entries;
             // the stores are of 8 sums a group. The caller promises the instructions.
             unsafe {
                 asm!(
                     ".arch_extension sve2",
                     $table,
+                    "mov z3.d, {shift}",
                     "mov z16.d, #0", "mov z17.d, #0", "mov z18.d, #0", "mov z19.d, #0",
                     "mov z20.d, #0", "mov z21.d, #0", "mov z22.d, #0", "mov z23.d, #0",
-                    "mov z24.d, #0", "mov z25.d, #0", "mov z26.d, #0", "mov z27.d, #0",
-                    "mov z28.d, #0", "mov z29.d, #0", "mov z30.d, #0", "mov z31.d, #0",
+                    "ptrue p1.d",
                     "2:",
-                    "whilelo p1.s, {k}, {blocks}",
-                    "ld1rqw {{z8.s}}, p1/z, [{sums}, {k}, lsl #2]",
+                    "ld1rd {{z2.d}}, p1/z, [{sums}]",
                     "whilelo p2.h, {i}, {end}", "whilelo p3.h, {j}, {end}",
-                    "uzp1 z2.h, z8.h, z8.h", "uzp2 z3.h, z8.h, z8.h",
                     $blocks,
-                    "add {k}, {k}, #4", "add {i}, {i}, #32", "add {j}, {j}, #32",
-                    "cmp {k}, {blocks}",
+                    "add {sums}, {sums}, #8", "add {i}, {i}, #32", "add {j}, {j}, #32",
+                    "cmp {i}, {end}",
                     "b.lo 2b",
                     $store,
                     ".arch_extension nosve2", ".arch_extension nosve",
                     $($m)*
-                    table = in(reg) BY_ROW.as_ptr(), sums = in(reg) sums.as_ptr(), blocks = in(reg) sums.len(),
+                    table = in(reg) BY_ROW.as_ptr(), sums = inout(reg) sums.as_ptr() => _, shift = in(reg) i64::from(shift),
                     end = in(reg) sums.len() * GROUP, rows = in(reg) LENGTH,
-                    k = inout(reg) 0_usize => _, i = inout(reg) 0_usize => _, j = inout(reg) GROUP * 2 => _,
+                    i = inout(reg) 0_usize => _, j = inout(reg) GROUP * 2 => _,
                     out = inout(reg) out.as_mut_ptr() => _,
                     out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
-                    out("v7") _, out("v8") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
-                    out("v21") _, out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _,
-                    out("v28") _, out("v29") _, out("v30") _, out("v31") _, out("p0") _, out("p1") _, out("p2") _,
+                    out("v7") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
+                    out("v21") _, out("v22") _, out("v23") _, out("p0") _, out("p1") _, out("p2") _,
                     out("p3") _, options(nostack)
                 );
             }
@@ -187,8 +180,8 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
                 "ptrue p0.d, vl4\n", "ptrue p1.h, vl16\n",
                 "ld1h {{z0.h}}, p1/z, [{table}]\n", "ld1h {{z1.h}}, p1/z, [{table}, #1, mul vl]\n"
             ),
-            four_blocks!(32, "{m}", "z16", "z17", "z18", "z19"),
-            concat!(store!("z16", "z17"), store!("z18", "z19")),
+            four_blocks!(32, "{m}", "z16", "z17"),
+            concat!(store!("z16"), store!("z17")),
             m = in(reg) minima(0),
         ),
         (32, _) => run!(
@@ -197,65 +190,91 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
                 "ld1h {{z0.h}}, p1/z, [{table}]\n", "ld1h {{z1.h}}, p1/z, [{table}, #1, mul vl]\n"
             ),
             concat!(
-                four_blocks!(32, "{m}", "z16", "z17", "z18", "z19"), four_blocks!(32, "{n}", "z20", "z21", "z22", "z23"),
-                four_blocks!(32, "{o}", "z24", "z25", "z26", "z27"), four_blocks!(32, "{p}", "z28", "z29", "z30", "z31")
+                four_blocks!(32, "{m}", "z16", "z17"), four_blocks!(32, "{n}", "z18", "z19"),
+                four_blocks!(32, "{o}", "z20", "z21"), four_blocks!(32, "{p}", "z22", "z23")
             ),
             concat!(
-                store!("z16", "z17"), store!("z18", "z19"), store!("z20", "z21"), store!("z22", "z23"),
-                store!("z24", "z25"), store!("z26", "z27"), store!("z28", "z29"), store!("z30", "z31")
+                store!("z16"), store!("z17"), store!("z18"), store!("z19"),
+                store!("z20"), store!("z21"), store!("z22"), store!("z23")
             ),
             m = in(reg) minima(0), n = in(reg) minima(1), o = in(reg) minima(2), p = in(reg) minima(3),
         ),
-        (_, 1) => {
-            run!("ptrue p0.d, vl8\nptrue p1.h, vl32\nld1h {{z0.h}}, p1/z, [{table}]\n", four_blocks!(64, "{m}", "z16", "z17"), store!("z16", "z17"), m = in(reg) minima(0),)
-        }
+        (_, 1) => run!(
+            "ptrue p0.d, vl8\nptrue p1.h, vl32\nld1h {{z0.h}}, p1/z, [{table}]\n",
+            four_blocks!(64, "{m}", "z16"),
+            store!("z16"),
+            m = in(reg) minima(0),
+        ),
         _ => run!(
             "ptrue p0.d, vl8\nptrue p1.h, vl32\nld1h {{z0.h}}, p1/z, [{table}]\n",
             concat!(
-                four_blocks!(64, "{m}", "z16", "z17"), four_blocks!(64, "{n}", "z18", "z19"),
-                four_blocks!(64, "{o}", "z20", "z21"), four_blocks!(64, "{p}", "z22", "z23")
+                four_blocks!(64, "{m}", "z16"), four_blocks!(64, "{n}", "z17"),
+                four_blocks!(64, "{o}", "z18"), four_blocks!(64, "{p}", "z19")
             ),
-            concat!(store!("z16", "z17"), store!("z18", "z19"), store!("z20", "z21"), store!("z22", "z23")),
+            concat!(store!("z16"), store!("z17"), store!("z18"), store!("z19")),
             m = in(reg) minima(0), n = in(reg) minima(1), o = in(reg) minima(2), p = in(reg) minima(3),
         ),
     }
 }
 
-/// Dot products of four rows with vectors of 32 bytes: 256 * (weights . h) + weights . l.
+/// Dot products of four rows with vectors of 32 bytes and an entry's octets in z0.
 macro_rules! dots_32 {
     ($sum:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
         concat!(
-            "mov ", $sum, ".s, #0\n", dots_32!(@ $sum, $a, $b, $c, $d, "z0"),
-            "lsl ", $sum, ".s, ", $sum, ".s, #8\n", dots_32!(@ $sum, $a, $b, $c, $d, "z1")
-        )
-    };
-    (@ $sum:literal, $a:literal, $b:literal, $c:literal, $d:literal, $x:literal) => {
-        concat!(
-            "sdot ", $sum, ".s, ", $a, ".b, ", $x, ".b[0]\n", "sdot ", $sum, ".s, ", $b, ".b, ", $x, ".b[1]\n",
-            "sdot ", $sum, ".s, ", $c, ".b, ", $x, ".b[2]\n", "sdot ", $sum, ".s, ", $d, ".b, ", $x, ".b[3]\n",
+            "mov ",
+            $sum,
+            ".s, #0\n",
+            "sdot ",
+            $sum,
+            ".s, ",
+            $a,
+            ".b, z0.b[0]\n",
+            "sdot ",
+            $sum,
+            ".s, ",
+            $b,
+            ".b, z0.b[1]\n",
+            "sdot ",
+            $sum,
+            ".s, ",
+            $c,
+            ".b, z0.b[2]\n",
+            "sdot ",
+            $sum,
+            ".s, ",
+            $d,
+            ".b, z0.b[3]\n"
         )
     };
 }
 
-/// The same with vectors of 64 bytes, one of which holds both planes of a block.
+/// The same with vectors of 64 bytes.
 macro_rules! dots_64 {
     ($sum:literal, $a:literal, $b:literal) => {
         concat!(
-            "mov ", $sum, ".s, #0\n", dots_64!(@ $sum, $a, $b, "0", "1"),
-            "lsl ", $sum, ".s, ", $sum, ".s, #8\n", dots_64!(@ $sum, $a, $b, "2", "3")
+            "mov ",
+            $sum,
+            ".s, #0\n",
+            "sdot ",
+            $sum,
+            ".s, ",
+            $a,
+            ".b, z0.b[0]\n",
+            "sdot ",
+            $sum,
+            ".s, ",
+            $b,
+            ".b, z0.b[1]\n"
         )
-    };
-    (@ $sum:literal, $a:literal, $b:literal, $i:literal, $j:literal) => {
-        concat!("sdot ", $sum, ".s, ", $a, ".b, z0.b[", $i, "]\n", "sdot ", $sum, ".s, ", $b, ".b, z0.b[", $j, "]\n")
     };
 }
 
 /// A block of a group: the weights of rows 0..4 (or whole bytes) in z4 to z7, those of rows 4..8 (or low nibbles) in z8 to
-/// z11. Adds the products with the scales to the sums of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+/// z11. Adds the products with the rows' scales times the entry's, in z1, to the sums of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7.
 macro_rules! block {
     (@ $block:literal, $weights:expr, $first:expr, $second:expr, $combine:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
         concat!(
-            "ld1sh {{z2.s}}, p1/z, [", $block, ", {scales}, lsl #1]\n", $weights,
+            "ld1sh {{z2.s}}, p1/z, [", $block, ", {scales}, lsl #1]\n", "mul z2.s, z2.s, z1.s\n", $weights,
             "mov z3.q, z2.q[1]\n", "mov z2.q, z2.q[0]\n", $first, $second, $combine,
             "smlalb ", $a, ".d, z12.s, z2.s\n", "smlalt ", $b, ".d, z12.s, z2.s\n",
             "smlalb ", $c, ".d, z13.s, z3.s\n", "smlalt ", $d, ".d, z13.s, z3.s\n",
@@ -339,25 +358,17 @@ macro_rules! fold {
     };
 }
 
-/// Adds the products of some groups' blocks. With `NIBBLE`, those of 16 * high and 16 * low nibble of the 128 bytes that lie
-/// `from` bytes into each block; otherwise of the 256 octets there.
+/// Adds the products of some groups' blocks. With `NIBBLE`, those of 16 * high and 16 * low nibble.
 ///
 /// # Safety
-/// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64; there are `count` blocks of `bytes` bytes
-/// from `blocks` on and in each further `each` bytes, and as many times 64 bytes of mantissas at `x`.
-unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
-    blocks: *const u8,
-    each: usize,
-    bytes: usize,
-    from: usize,
-    x: *const i16,
-    count: usize,
-    out: &mut Sums<G>,
-) {
-    if count == 0 {
+/// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64; there are as many entries as `run` says, and
+/// blocks of `G` groups.
+unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(run: &Run, out: &mut Sums<G>) {
+    if run.count == 0 {
         return;
     }
-    let blocks = |group: usize| blocks.wrapping_add(group % G * each + from);
+    let bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
+    let blocks = |group: usize| run.blocks.wrapping_add(group % G * run.each + SCALES);
     macro_rules! run {
         ($length:literal, $x:literal, $blocks:expr, $fold:expr, $($b:tt)*) => {
             // SAFETY: the caller's promise; the loads and stores of sums are of 8 a group.
@@ -365,29 +376,32 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
                 asm!(
                     ".arch_extension sve2",
                     concat!("ptrue p0.b, vl", $length),
-                    "ptrue p1.s, vl8", "ptrue p2.d, vl4", "mov z14.b, #15",
+                    "ptrue p1.s, vl8", "ptrue p2.d, vl4", "ptrue p3.b, vl32", "mov z14.b, #15",
                     "mov z15.d, #0", "mov z16.d, #0", "mov z17.d, #0", "mov z18.d, #0",
                     "mov z19.d, #0", "mov z20.d, #0", "mov z21.d, #0", "mov z22.d, #0",
                     "mov z23.d, #0", "mov z24.d, #0", "mov z25.d, #0", "mov z26.d, #0",
                     "mov z27.d, #0", "mov z28.d, #0", "mov z29.d, #0", "mov z30.d, #0",
                     "2:",
-                    "ld1b {{z0.b}}, p0/z, [{x}]", $x,
+                    "ld1b {{z0.b}}, p3/z, [{x}]", $x,
+                    "ld1rw {{z1.s}}, p0/z, [{a}]",
                     $blocks,
-                    "add {x}, {x}, #64",
+                    "add {x}, {x}, #32",
+                    "add {a}, {a}, {a_stride}",
                     "subs {count}, {count}, #1",
                     "b.ne 2b",
                     $fold,
                     ".arch_extension nosve2", ".arch_extension nosve",
                     $($b)*
-                    bytes = in(reg) bytes, scales = in(reg) -(from.cast_signed() / 2), x = inout(reg) x => _,
-                    count = inout(reg) count => _, out = inout(reg) out.as_mut_ptr() => _, second = out(reg) _,
+                    bytes = in(reg) bytes, scales = in(reg) -(SCALES.cast_signed() / 2), x = inout(reg) run.octets => _,
+                    a = inout(reg) run.scales => _, a_stride = in(reg) 4 * run.scales_stride,
+                    count = inout(reg) run.count => _, out = inout(reg) out.as_mut_ptr() => _, second = out(reg) _,
                     in("x13") 64, in("x14") 128, in("x15") 192,
                     out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
                     out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
                     out("v14") _, out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
                     out("v21") _, out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _,
                     out("v28") _, out("v29") _, out("v30") _, out("p0") _, out("p1") _, out("p2") _,
-                    options(nostack)
+                    out("p3") _, options(nostack)
                 );
             }
         };
@@ -423,9 +437,9 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
         };
     }
     match (LENGTH, NIBBLE) {
-        (32, true) => some_groups!(32, 32, "ld1b {{z1.b}}, p0/z, [{x}, #1, mul vl]", true, 4),
-        (32, false) => some_groups!(32, 32, "ld1b {{z1.b}}, p0/z, [{x}, #1, mul vl]", false, 0),
-        (_, true) => some_groups!(64, 64, "", true, 4),
-        (_, false) => some_groups!(64, 64, "", false, 0),
+        (32, true) => some_groups!(32, 32, "", true, 4),
+        (32, false) => some_groups!(32, 32, "", false, 0),
+        (_, true) => some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d", true, 4),
+        (_, false) => some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d", false, 0),
     }
 }

@@ -5,8 +5,8 @@
 
 use core::arch::asm;
 
-use crate::batch::Strip;
-use crate::format::{BLOCK, GROUP, HALF, OCTETS};
+use crate::batch::{Strip, Tile};
+use crate::format::{GROUP, HALF, OCTETS};
 use crate::isa::Kernel;
 
 /// Adds the products of a strip with `P` pairs of tokens; answers how many tokens. With vectors of 64 bytes, of both of its
@@ -17,17 +17,12 @@ use crate::isa::Kernel;
 pub(crate) unsafe fn tile<const P: usize>(
     kernel: Kernel,
     strip: &Strip,
-    blocks: usize,
-    x: [&[i16]; P],
+    tile: &Tile<P>,
     sums: [&mut [[i64; GROUP]]; 2],
 ) -> usize {
     const { assert!(P == 1 || P == 3) };
     let [first, second] = sums;
     let (first, second) = (&mut first[..2 * P], &mut second[..2 * P]);
-    assert!(blocks > 0 && blocks <= strip.weights.len(), "a chunk of a strip");
-    for x in x {
-        assert!(x.len() >= 2 * BLOCK * blocks, "a chunk of each token");
-    }
     let whole = kernel == Kernel::Sve64;
     let first = first.as_mut_ptr().cast::<i64>();
     // SAFETY: the second half of a group's rows.
@@ -35,19 +30,21 @@ pub(crate) unsafe fn tile<const P: usize>(
     let operands = Operands {
         weights: strip.weights.as_ptr().cast(),
         scales: strip.scales.as_ptr().cast(),
-        blocks,
+        blocks: tile.blocks,
+        token_scales: tile.scales,
+        token_scales_stride: 4 * tile.scales_stride,
         // Rows of the second vector: those of the other group, or the other half of the same.
         sums: [first, if whole { second.as_mut_ptr().cast() } else { half }],
         apart: if whole { OCTETS } else { 32 },
         length: if whole { 64 } else { 32 },
     };
-    // SAFETY: the strip has that many blocks, and so do the tokens; the sums have room for 2 * P tokens; the caller promises the
-    // instructions.
+    // SAFETY: the strip has as many blocks as the tile, and so do the tokens; the sums have room for 2 * P tokens; the caller
+    // promises the instructions.
     unsafe {
         if P == 1 {
-            one_pair(&operands, x[0].as_ptr());
+            one_pair(&operands, tile.octets[0]);
         } else {
-            three_pairs(&operands, [x[0].as_ptr(), x[P / 2].as_ptr(), x[P - 1].as_ptr()]);
+            three_pairs(&operands, [tile.octets[0], tile.octets[P / 2], tile.octets[P - 1]]);
         }
     }
     2 * P
@@ -58,6 +55,9 @@ struct Operands {
     weights: *const u8,
     scales: *const i32,
     blocks: usize,
+    /// Scales of the entries of the first pair, and bytes to those of the next entry.
+    token_scales: *const i32,
+    token_scales_stride: usize,
     /// Of the rows of the first vector of weights and of the second, 64 bytes a token.
     sums: [*mut i64; 2],
     /// Bytes between the two vectors.
@@ -89,9 +89,9 @@ macro_rules! eight_columns {
     };
 }
 
-/// Both planes of a block of a pair of tokens.
+/// An entry of a pair of tokens, whose scales are `$at` bytes behind those of the first: times its scales.
 macro_rules! pair {
-    ($x:literal, $sum:literal, $other:literal) => {
+    ($x:literal, $at:literal, $sum:literal, $other:literal) => {
         concat!(
             "mov ",
             $sum,
@@ -103,25 +103,24 @@ macro_rules! pair {
             eight_columns!($x, 16, $sum, $other, "z2", "z3"),
             eight_columns!($x, 32, $sum, $other, "z4", "z5"),
             eight_columns!($x, 48, $sum, $other, "z6", "z7"),
-            "lsl ",
+            "ld1rqw {{z8.s}}, p0/z, [{a}, #",
+            $at,
+            "]\n",
+            "mul ",
             $sum,
             ".s, ",
             $sum,
-            ".s, #8\n",
-            "lsl ",
+            ".s, z8.s\n",
+            "mul ",
             $other,
             ".s, ",
             $other,
-            ".s, #8\n",
-            eight_columns!($x, 64, $sum, $other, "z0", "z1"),
-            eight_columns!($x, 80, $sum, $other, "z2", "z3"),
-            eight_columns!($x, 96, $sum, $other, "z4", "z5"),
-            eight_columns!($x, 112, $sum, $other, "z6", "z7"),
+            ".s, z8.s\n",
             "add ",
             $x,
             ", ",
             $x,
-            ", #128\n"
+            ", #64\n"
         )
     };
 }
@@ -202,6 +201,7 @@ macro_rules! strip_loop {
             "ld1w {{z16.s}}, p0/z, [{scales}]", "ld1w {{z17.s}}, p0/z, [{scales}, {length}, lsl #2]",
             $pairs,
             "add {w}, {w}, #512", "add {v}, {v}, #512", "add {scales}, {scales}, #128",
+            "add {a}, {a}, {a_stride}",
             "subs {blocks}, {blocks}, #1",
             $add,
             "b.ne 2b",
@@ -212,6 +212,7 @@ macro_rules! strip_loop {
             scales = inout(reg) $operands.scales => _, length = in(reg) $operands.length / 4,
             blocks = inout(reg) $operands.blocks => _,
             first = inout(reg) $operands.sums[0] => _, second = inout(reg) $operands.sums[1] => _,
+            a = inout(reg) $operands.token_scales => _, a_stride = in(reg) $operands.token_scales_stride,
             $($x)*
             in("x13") GROUP, in("x14") 64, in("x15") 128, in("x16") 192,
             out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
@@ -225,13 +226,13 @@ macro_rules! strip_loop {
 
 /// # Safety
 /// That of [`tile`]; `x` has as many blocks as the operands.
-unsafe fn one_pair(operands: &Operands, x: *const i16) {
+unsafe fn one_pair(operands: &Operands, x: *const i8) {
     // SAFETY: the caller's promise.
     unsafe {
         strip_loop!(
             operands,
             pair_sums!("ld1d", "p0/z", "z20", "z21", "z22", "z23"),
-            pair!("{x}", "z10", "z11"),
+            pair!("{x}", 0, "z10", "z11"),
             add_pair!("z10", "z11", "z20", "z21", "z22", "z23"),
             pair_sums!("st1d", "p0", "z20", "z21", "z22", "z23"),
             128,
@@ -242,7 +243,7 @@ unsafe fn one_pair(operands: &Operands, x: *const i16) {
 
 /// # Safety
 /// That of [`tile`]; each of `x` has as many blocks as the operands.
-unsafe fn three_pairs(operands: &Operands, x: [*const i16; 3]) {
+unsafe fn three_pairs(operands: &Operands, x: [*const i8; 3]) {
     // SAFETY: the caller's promise.
     unsafe {
         strip_loop!(
@@ -253,7 +254,7 @@ unsafe fn three_pairs(operands: &Operands, x: [*const i16; 3]) {
                 pair_sums!("ld1d", "p0/z", "z28", "z29", "z30", "z31")
             ),
             concat!(
-                pair!("{x}", "z10", "z11"), pair!("{y}", "z12", "z13"), pair!("{z}", "z14", "z15")
+                pair!("{x}", 0, "z10", "z11"), pair!("{y}", 16, "z12", "z13"), pair!("{z}", 32, "z14", "z15")
             ),
             concat!(
                 add_pair!("z10", "z11", "z20", "z21", "z22", "z23"),

@@ -1,7 +1,7 @@
 //! Every kernel equals its plain twin, bit for bit: on random and on worst-case weights and activations, at shapes just
 //! inside and outside the edges of tiles.
 
-use flexserve_kernels::activations::{Activations, Layout, MANTISSA_MAX, quantize, words_needed};
+use flexserve_kernels::activations::{Activations, Buffers, MANTISSA_MAX, Needed, Precision};
 use flexserve_kernels::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
@@ -34,30 +34,55 @@ fn isas() -> Vec<Isa> {
     isas
 }
 
-fn run(isa: Isa, weights: &Matrix, values: &[i64], frac: i32) -> Vec<i64> {
-    run_with(isa, weights, values, weights.inputs() / weights.cols(), frac)
+const PRECISIONS: [Precision; 3] = [Precision::Octets, Precision::Outliers, Precision::Words];
+
+/// Writes down tokens, in buffers of just the length that they need, and hands them over.
+fn with_activations<T>(
+    isa: Isa,
+    tokens: &[Vec<i64>],
+    precision: Precision,
+    then: impl FnOnce(Activations) -> T,
+) -> T {
+    let needed = Needed::new(tokens.len(), tokens[0].len());
+    let mut buffers = Buffers {
+        octets: &mut vec![0x55; needed.octets],
+        scales: &mut vec![0x5555; needed.scales],
+        sums: &mut vec![0x5555; needed.sums],
+        tokens: &mut vec![[0; 2]; tokens.len()],
+        seconds: &mut vec![0; needed.seconds],
+        mantissas: &mut vec![0; needed.mantissas],
+    };
+    let mut writer = buffers.writer(isa, tokens.len(), tokens[0].len()).unwrap();
+    tokens.iter().for_each(|token| writer.put(token, 0, precision).unwrap());
+    then(writer.finish().unwrap())
+}
+
+fn run(isa: Isa, weights: &Matrix, values: &[i64], precision: Precision, frac: i32) -> Vec<i64> {
+    run_with(isa, weights, values, weights.inputs() / weights.cols(), precision, frac)
 }
 
 /// With activations that are written down some times over.
-fn run_with(isa: Isa, weights: &Matrix, values: &[i64], times: usize, frac: i32) -> Vec<i64> {
-    let (cols, tokens) = (weights.cols() * times, values.len() / weights.cols());
-    let (mut words, mut sums) = (vec![0; words_needed(tokens, cols)], vec![0; tokens * cols / BLOCK]);
-    let layout = isa.layout(tokens);
-    let put = |(t, values): (_, &[i64])| quantize(layout, t, &values.repeat(times), 0, &mut words, &mut sums);
-    let exponents: Vec<i32> = values.chunks(weights.cols()).enumerate().map(put).collect();
-    if layout == Layout::Words {
-        // No more than there must be, so that a sanitizer sees reads beyond.
-        words.truncate(tokens * cols);
-        words.shrink_to_fit();
-    }
-    let x = Activations::new(layout, &words, &sums, &exponents, cols);
+fn run_with(
+    isa: Isa,
+    weights: &Matrix,
+    values: &[i64],
+    times: usize,
+    precision: Precision,
+    frac: i32,
+) -> Vec<i64> {
+    let tokens: Vec<Vec<i64>> = values.chunks(weights.cols()).map(|token| token.repeat(times)).collect();
+    with_activations(isa, &tokens, precision, |x| multiply(isa, weights, &x, frac))
+}
+
+fn multiply(isa: Isa, weights: &Matrix, x: &Activations, frac: i32) -> Vec<i64> {
+    let tokens = x.tokens();
     let add = |before: &[i64]| {
         let after: Vec<AtomicI64> = before.iter().map(|_| AtomicI64::new(i64::MIN)).collect();
         let output = Output::Add { before, after: &after };
         // In two parts, as two workers do.
         let middle = weights.groups() / 2;
-        matmul(isa, weights, 0..middle, &x, frac, output);
-        matmul(isa, weights, middle..weights.groups(), &x, frac, output);
+        matmul(isa, weights, 0..middle, x, frac, output).unwrap();
+        matmul(isa, weights, middle..weights.groups(), x, frac, output).unwrap();
         after.into_iter().map(AtomicI64::into_inner).collect::<Vec<_>>()
     };
     let y = add(&vec![0; tokens * weights.rows()]);
@@ -65,35 +90,97 @@ fn run_with(isa: Isa, weights: &Matrix, values: &[i64], times: usize, frac: i32)
     let saturated: Vec<i64> = y.iter().zip(&before).map(|(y, before)| y.saturating_add(*before)).collect();
     assert_eq!(add(&before), saturated);
     let narrow: Vec<AtomicI32> = y.iter().map(|_| AtomicI32::new(7)).collect();
-    matmul(isa, weights, 0..weights.groups(), &x, frac, Output::Store(&narrow));
+    matmul(isa, weights, 0..weights.groups(), x, frac, Output::Store(&narrow)).unwrap();
     for (y, narrow) in y.iter().zip(narrow) {
         assert_eq!(i64::from(narrow.into_inner()), *y.clamp(&i32::MIN.into(), &i32::MAX.into()));
     }
     y
 }
 
-/// The definition in the documentation of `format`, column by column.
-fn definition(weights: &Matrix, values: &[i64], frac: i32) -> Vec<i64> {
-    let cols = weights.cols();
-    let mut out = Vec::new();
-    for values in values.chunks(cols) {
-        let (mut words, mut sums) = (vec![0; cols], vec![0; cols / BLOCK]);
-        let exponent = quantize(Layout::Words, 0, values, 0, &mut words, &mut sums);
-        for row in 0..weights.rows() {
-            let mut sum = 0;
-            let shift = weights.decode_row(row, |c, value| sum += value * i64::from(words[c]));
-            out.push(scale(sum, shift.saturating_add(exponent).saturating_sub(frac)));
+/// The definition in the documentation of `format`, column by column, but for minima, which have a test of their own.
+fn definition(weights: &Matrix, values: &[i64], precision: Precision, frac: i32) -> Vec<i64> {
+    let tokens: Vec<Vec<i64>> = values.chunks(weights.cols()).map(<[i64]>::to_vec).collect();
+    with_activations(Isa::PLAIN, &tokens, precision, |x| {
+        let mut out = Vec::new();
+        for token in 0..x.tokens() {
+            let mut mantissas = vec![0; weights.cols()];
+            let exponent = x.decode(token, |c, part| mantissas[c] += part);
+            for row in 0..weights.rows() {
+                let mut sum = 0;
+                let shift = weights.decode_row(row, |c, value| sum += value * mantissas[c]);
+                out.push(scale(sum, shift.saturating_add(exponent).saturating_sub(frac)));
+            }
         }
-    }
-    out
+        out
+    })
 }
 
 fn check(format: Format, rows: usize, cols: usize, bytes: &[u8], values: &[i64]) {
     let weights = Matrix::new(format, rows, cols, bytes).unwrap();
-    let plain = run(Isa::PLAIN, &weights, values, 24);
-    assert_eq!(plain, definition(&weights, values, 24), "{format:?} {rows} x {cols}");
-    for isa in isas() {
-        assert_eq!(run(isa, &weights, values, 24), plain, "{isa:?} {format:?} {rows} x {cols}");
+    for precision in PRECISIONS {
+        let plain = run(Isa::PLAIN, &weights, values, precision, 24);
+        if format != Format::Q4Min {
+            assert_eq!(plain, definition(&weights, values, precision, 24), "{format:?} {rows} x {cols}");
+        }
+        for isa in isas() {
+            assert_eq!(
+                run(isa, &weights, values, precision, 24),
+                plain,
+                "{isa:?} {precision:?} {format:?} {rows} x {cols}, {} tokens",
+                values.len() / cols
+            );
+        }
+    }
+}
+
+#[test]
+fn who_is_in_a_batch_makes_no_difference() {
+    let mut random = Random(0x0123_0123_0123_0123);
+    let (rows, cols, tokens) = (24, 224, 11);
+    for format in FORMATS {
+        let bytes: Vec<u8> =
+            (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
+        let weights = Matrix::new(format, rows, cols, &bytes).unwrap();
+        // Each token has its outlier somewhere else, and one has none.
+        let mut values: Vec<i64> = (0..tokens * cols).map(|_| random.next().cast_signed() >> 40).collect();
+        (1..tokens).for_each(|t| values[t * cols + t * 20] = i64::MAX >> 30);
+        for isa in [Isa::PLAIN].into_iter().chain(isas()) {
+            let together = run(isa, &weights, &values, Precision::Outliers, 24);
+            for (token, together) in values.chunks(cols).zip(together.chunks(rows)) {
+                assert_eq!(
+                    run(isa, &weights, token, Precision::Outliers, 24),
+                    together,
+                    "{isa:?} {format:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn minima_follow_their_definition() {
+    let cols = 1056;
+    let mut random = Random(0x7777_1234_7777_1234);
+    let mut bytes: Vec<u8> =
+        (0..Format::Q4Min.packed_bytes(GROUP, cols).unwrap()).map(|_| random.next() as u8).collect();
+    bytes[..4 * GROUP].fill(0);
+    // Nothing but minima.
+    let minima = 4 * GROUP..4 * GROUP + cols / BLOCK * SCALES;
+    bytes[minima.end..].fill(0);
+    let minima: Vec<i64> =
+        bytes[minima].as_chunks::<2>().0.iter().map(|&m| i16::from_le_bytes(m).into()).collect();
+    let weights = Matrix::new(Format::Q4Min, GROUP, cols, &bytes).unwrap();
+    let values: Vec<i64> = (0..cols).map(|c| (random.next().cast_signed() >> 36) << (c / 100)).collect();
+    for precision in PRECISIONS {
+        let got = run(Isa::PLAIN, &weights, &values, precision, 0);
+        let sums: Vec<i64> = values.chunks(BLOCK).map(|block| block.iter().sum()).collect();
+        let most = sums.iter().fold(0, |most, sum| sum.abs().max(most));
+        for (row, got) in got.into_iter().enumerate() {
+            let exact: i64 = sums.iter().enumerate().map(|(b, sum)| minima[b * GROUP + row] * sum).sum();
+            // Each sum is off by half of 2^-10 of the largest, and by the rounding of its mantissas.
+            let off = (got / 128 - exact).abs();
+            assert!(off <= 33 * 32768 * (most / 1024 + 64), "{off} of {exact}");
+        }
     }
 }
 
@@ -127,11 +214,13 @@ fn activations_may_have_columns_to_spare() {
             let values: Vec<i64> = (0..tokens * cols).map(|_| random.next().cast_signed() >> 20).collect();
             let weights = Matrix::new(format, rows, cols, &bytes).unwrap();
             for isa in [Isa::PLAIN].into_iter().chain(isas()) {
-                assert_eq!(
-                    run_with(isa, &weights, &values, 3, 24),
-                    definition(&weights, &values, 24),
-                    "{isa:?} {format:?}"
-                );
+                for precision in PRECISIONS {
+                    assert_eq!(
+                        run_with(isa, &weights, &values, 3, precision, 24),
+                        run(Isa::PLAIN, &weights, &values, precision, 24),
+                        "{isa:?} {precision:?} {format:?}"
+                    );
+                }
             }
         }
     }
@@ -198,7 +287,10 @@ fn the_largest_sum_of_the_widest_row_is_exact() {
     let values = vec![MANTISSA_MAX << 5; cols];
     check(Format::Q8, GROUP, cols, &bytes, &values);
     let weights = Matrix::new(Format::Q8, GROUP, cols, &bytes).unwrap();
-    assert_eq!(run(Isa::PLAIN, &weights, &values, -5), [cols as i64 * 32768 * 128 * MANTISSA_MAX; GROUP]);
+    for precision in PRECISIONS {
+        let sums = run(Isa::PLAIN, &weights, &values, precision, -5);
+        assert_eq!(sums, [cols as i64 * 32768 * 128 * MANTISSA_MAX; GROUP]);
+    }
 }
 
 #[test]
@@ -212,6 +304,50 @@ fn shapes_are_checked() {
     let bytes = vec![0; 1 << 21];
     assert!(Matrix::new(Format::W16, 1, MAX_COLS / 2, &bytes).is_ok());
     assert!(Matrix::new(Format::W16, 1, MAX_COLS / 2 + 32, &bytes).is_err());
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_errors() {
+    let bytes = vec![0; Format::Q8.packed_bytes(16, 64).unwrap()];
+    let weights = Matrix::new(Format::Q8, 16, 64, &bytes).unwrap();
+    let isa = Isa::PLAIN;
+    let short: Vec<AtomicI32> = (0..31).map(|_| AtomicI32::new(7)).collect();
+    let multiply = |tokens: &[Vec<i64>], groups, out: &[AtomicI32]| {
+        with_activations(isa, tokens, Precision::Octets, |x| {
+            matmul(isa, &weights, groups, &x, 0, Output::Store(out))
+        })
+    };
+    assert_eq!(multiply(&[vec![1; 64], vec![1; 64]], 0..2, &short), Err(ShapeError));
+    assert_eq!(multiply(&[vec![1; 64]], 0..3, &short), Err(ShapeError));
+    assert_eq!(multiply(&[vec![1; 32]], 0..2, &short), Err(ShapeError));
+    assert!(
+        short.iter().all(|out| out.load(std::sync::atomic::Ordering::Relaxed) == 7),
+        "nothing is written"
+    );
+    assert_eq!(multiply(&[vec![1; 96]], 0..2, &short), Ok(()));
+
+    let mut buffers = Buffers::default();
+    assert_eq!(buffers.writer(isa, 1, 32).err(), Some(ShapeError));
+    let (mut octets, mut scales, mut sums) = ([0; 128], [0; 32], [0; 8]);
+    let (mut tokens, mut seconds, mut mantissas) = ([[0; 2]; 1], [0; 1], [0; 34]);
+    let mut buffers = Buffers {
+        octets: &mut octets,
+        scales: &mut scales,
+        sums: &mut sums,
+        tokens: &mut tokens,
+        seconds: &mut seconds,
+        mantissas: &mut mantissas,
+    };
+    assert_eq!(buffers.writer(isa, 0, 32).err(), Some(ShapeError));
+    assert_eq!(buffers.writer(isa, 2, 32).err(), Some(ShapeError));
+    assert_eq!(buffers.writer(isa, 1, 33).err(), Some(ShapeError));
+    assert_eq!(buffers.writer(isa, 1, 64).err(), Some(ShapeError));
+    let mut writer = buffers.writer(isa, 1, 32).unwrap();
+    assert_eq!(writer.put(&[0; 64], 0, Precision::Octets), Err(ShapeError));
+    assert_eq!(writer.put(&[0; 33], 0, Precision::Octets), Err(ShapeError));
+    writer.put(&[0; 32], 0, Precision::Octets).unwrap();
+    assert_eq!(writer.put(&[0; 32], 0, Precision::Octets), Err(ShapeError));
+    assert_eq!(buffers.writer(isa, 1, 32).unwrap().finish().err(), Some(ShapeError));
 }
 
 #[test]

@@ -8,10 +8,18 @@ import numpy
 from gguf.quants import dequantize
 from reference import Reference
 
-# Where a token's values become the mantissas that a matrix is multiplied with.
-INPUTS = ("attention_in", "attention_out", "feed_forward_in", "feed_forward_down", "head_in")
-# Bits of these, but for the sign; and of other mantissas.
-MANTISSA = 15
+# Where a token's values become the octets that a matrix is multiplied with, and by how much a block's largest must exceed the mean
+# of that of all blocks to have two.
+INPUTS = {
+    "attention_in": 2,
+    "attention_out": numpy.inf,
+    "feed_forward_in": 2,
+    "feed_forward_down": numpy.inf,
+    "head_in": 2,
+}
+# The largest mantissa, octet, and number that two octets hold.
+MANTISSA, OCTET, PAIR = 4096 * 127, 127, 127 * 255 + 127
+# Bits of other mantissas, but for the sign.
 KEY, VALUE, WEIGHT = 14, 13, 15
 # In the order of the table.
 OPERATIONS = (
@@ -19,7 +27,7 @@ OPERATIONS = (
     *("softmax", "mixture", "gate", "logits"),
 )
 # What it would cost to do otherwise, and what float32 itself costs.
-ALTERNATIVES = ("activations_of_8_bits", "cache_of_8_bits", "float64")
+ALTERNATIVES = ("octets", "two_octets", "activations_of_8_bits", "cache_of_8_bits", "float64")
 
 ONE = 1 << 30
 LN_2 = 744_261_118
@@ -35,6 +43,19 @@ def mantissas(x, bits):
     """Rounds each row to integers of this many bits under one power of 2."""
     _, exponent = numpy.frexp(numpy.abs(x).max(-1, keepdims=True))
     return nearest(x, numpy.ldexp(1.0, exponent - bits))
+
+
+def activations(x, excess):
+    """Rounds each row's blocks of 32 to octets with a scale each, or two octets where the largest exceeds the mean that much."""
+    _, exponent = numpy.frexp(numpy.abs(x).max(-1, keepdims=True))
+    unit = numpy.ldexp(1.0, exponent - 19)
+    unit *= 1 + (nearest(numpy.abs(x).max(-1, keepdims=True), unit) > MANTISSA * unit)
+    blocks = (nearest(x, unit) / unit).reshape(*x.shape[:-1], -1, 32)
+    largest = numpy.abs(blocks).max(-1, keepdims=True)
+    one = nearest(blocks, numpy.maximum(numpy.ceil(largest / OCTET), 1))
+    two = nearest(blocks, 2.0 ** numpy.ceil(numpy.log2(numpy.maximum(largest / PAIR, 1))))
+    outliers = largest > excess * largest.mean(-2, keepdims=True)
+    return numpy.where(outliers, two, one).reshape(x.shape) * unit
 
 
 def octets(x, block):
@@ -119,7 +140,11 @@ class Rounded(Reference):
         rounds = lambda operation: operation in self.operations
         out = x
         if place in INPUTS and rounds(place):
-            out = mantissas(x, MANTISSA)
+            out = activations(x, INPUTS[place])
+        elif place in INPUTS and rounds("octets"):
+            out = activations(x, numpy.inf)
+        elif place in INPUTS and rounds("two_octets"):
+            out = activations(x, 0)
         elif place in INPUTS and rounds("activations_of_8_bits"):
             out = octets(x, 32)
         elif place in ("projections", "logits") and rounds(place):

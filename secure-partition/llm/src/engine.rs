@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use flexserve_container::{Model, Params, TensorKind};
-use flexserve_kernels::activations::{Activations, quantize};
+use flexserve_kernels::activations::{Activations, Buffers, Precision, Writer};
 use flexserve_kernels::format::GROUP;
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
@@ -160,6 +160,15 @@ impl<'m, 'w> Engine<'m, 'w> {
 
     /// Runs all layers on at most [`BATCH`] tokens that were checked. The residual stream is the result.
     fn batch(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        // Apart from the rest, so that both can be borrowed; nothing below panics.
+        let mut buffers = core::mem::take(&mut self.workspace.activations);
+        let result = self.layers(&mut buffers, tokens);
+        self.workspace.activations = buffers;
+        result
+    }
+
+    /// The same, with room for activations.
+    fn layers(&mut self, buffers: &mut Buffers<'w>, tokens: &[u32]) -> Result<(), Error> {
         self.embed(tokens)?;
         let steps = self.model.manifest().rope_steps();
         let pairs = self.shape.pairs;
@@ -167,8 +176,8 @@ impl<'m, 'w> Engine<'m, 'w> {
             rope::rotations(steps.iter().map(|step| step.get()), self.position + t, table);
         }
         for layer in 0..self.shape.layers as u32 {
-            self.attention(layer, tokens.len())?;
-            self.feed_forward(layer, tokens.len())?;
+            self.attention(buffers, layer, tokens.len())?;
+            self.feed_forward(buffers, layer, tokens.len())?;
         }
         self.position += tokens.len();
         Ok(())
@@ -186,40 +195,41 @@ impl<'m, 'w> Engine<'m, 'w> {
     }
 
     /// residual += `W_o` attention(rope(`W_q` x), rope(`W_k` x), `W_v` x), x = norm(residual)
-    fn attention(&mut self, layer: u32, tokens: usize) -> Result<(), Error> {
+    fn attention(&mut self, buffers: &mut Buffers<'w>, layer: u32, tokens: usize) -> Result<(), Error> {
         let matrix = |kind| weights::matrix(&self.model, kind, layer);
         let (q, k, v) = (matrix(TensorKind::AttnQ)?, matrix(TensorKind::AttnK)?, matrix(TensorKind::AttnV)?);
         let output = matrix(TensorKind::AttnOutput)?;
-        self.normalize(&weights::vector(&self.model, TensorKind::AttnNorm, layer)?, 0..tokens);
-        let (isa, workers, inputs) = (self.isa, self.workers, self.inputs(self.shape.width));
-        let workspace = &mut self.workspace;
-        let x = activations(isa, workspace.words, workspace.sums, workspace.exponents, tokens, inputs);
-        project(isa, workers, &q, &x, workspace.queries);
-        project(isa, workers, &k, &x, workspace.keys);
-        project(isa, workers, &v, &x, workspace.values);
+        let norm = weights::vector(&self.model, TensorKind::AttnNorm, layer)?;
+        let x = self.normalize(buffers, &norm, 0..tokens, Precision::Outliers)?;
+        let (isa, workers, workspace) = (self.isa, self.workers, &mut self.workspace);
+        project(isa, workers, &q, &x, workspace.queries)?;
+        project(isa, workers, &k, &x, workspace.keys)?;
+        project(isa, workers, &v, &x, workspace.values)?;
         self.rotate(tokens);
         for t in 0..tokens {
             self.remember(layer as usize, t);
         }
+        let columns = self.shape.queries();
+        let mut writer = buffers.writer(isa, tokens, self.inputs(columns))?;
         for t in 0..tokens {
-            self.attend(layer as usize, t, tokens);
+            self.attend(layer as usize, t);
+            self.put(&mut writer, columns, attention::OUT_FRAC, Precision::Octets)?;
         }
-        self.add_to_residual(&output, tokens);
-        Ok(())
+        self.add_to_residual(&output, &writer.finish()?)
     }
 
     /// residual += `W_down` (silu(`W_gate` x) * (`W_up` x)), x = norm(residual)
-    fn feed_forward(&mut self, layer: u32, tokens: usize) -> Result<(), Error> {
+    fn feed_forward(&mut self, buffers: &mut Buffers<'w>, layer: u32, tokens: usize) -> Result<(), Error> {
         let matrix = |kind| weights::matrix(&self.model, kind, layer);
         let (gate, up) = (matrix(TensorKind::FfnGate)?, matrix(TensorKind::FfnUp)?);
         let down = matrix(TensorKind::FfnDown)?;
-        self.normalize(&weights::vector(&self.model, TensorKind::FfnNorm, layer)?, 0..tokens);
+        let norm = weights::vector(&self.model, TensorKind::FfnNorm, layer)?;
+        let x = self.normalize(buffers, &norm, 0..tokens, Precision::Outliers)?;
         let (isa, workers, wide) = (self.isa, self.workers, self.shape.feed_forward);
-        let inputs = self.inputs(self.shape.width);
         let workspace = &mut self.workspace;
-        let x = activations(isa, workspace.words, workspace.sums, workspace.exponents, tokens, inputs);
-        project(isa, workers, &gate, &x, workspace.gate);
-        project(isa, workers, &up, &x, workspace.up);
+        project(isa, workers, &gate, &x, workspace.gate)?;
+        project(isa, workers, &up, &x, workspace.up)?;
+        let mut writer = buffers.writer(isa, tokens, self.inputs(wide))?;
         for t in 0..tokens {
             let workspace = &mut self.workspace;
             let gate = &workspace.gate[t * wide..][..wide];
@@ -228,46 +238,58 @@ impl<'m, 'w> Engine<'m, 'w> {
                 // Q15.16 * Q2.30 >> 30 is a Q15.16 again; its product with another is below 2^62.
                 *out = ((i64::from(gate) * sigmoid(gate)) >> 30) * i64::from(up);
             }
-            self.store_mantissas(t, tokens, wide, 2 * FRAC);
+            self.put(&mut writer, wide, 2 * FRAC, Precision::Octets)?;
         }
-        self.add_to_residual(&down, tokens);
-        Ok(())
+        self.add_to_residual(&down, &writer.finish()?)
     }
 
-    /// Mantissas of norm(residual) of some tokens of the batch.
-    fn normalize(&mut self, weight: &Vector, tokens: Range<usize>) {
+    /// norm(residual) of some tokens of the batch.
+    fn normalize<'b>(
+        &mut self,
+        buffers: &'b mut Buffers<'w>,
+        weight: &Vector,
+        tokens: Range<usize>,
+        precision: Precision,
+    ) -> Result<Activations<'b>, Error> {
         let width = self.shape.width;
         let epsilon = self.model.manifest().params().rms_epsilon;
-        for (place, t) in tokens.clone().enumerate() {
+        let mut writer = buffers.writer(self.isa, tokens.len(), self.inputs(width))?;
+        for t in tokens {
             let row = &self.workspace.residual[t * width..][..width];
             let frac = rms_norm(row, weight, epsilon, &mut self.workspace.wide[..width]);
-            self.store_mantissas(place, tokens.len(), width, frac);
+            self.put(&mut writer, width, frac, precision)?;
         }
+        Ok(writer.finish()?)
     }
 
-    /// Rounds the first `cols` of `wide` to the mantissas of one of `tokens` tokens.
-    fn store_mantissas(&mut self, t: usize, tokens: usize, cols: usize, frac: i32) {
+    /// Writes down the first `cols` of `wide`, as often as matrices take them. `precision` is that for weights of 4 or 8 bits: if
+    /// there are any of 16, activations have as many.
+    fn put(
+        &mut self,
+        writer: &mut Writer,
+        cols: usize,
+        frac: i32,
+        precision: Precision,
+    ) -> Result<(), Error> {
         let inputs = self.inputs(cols);
-        let workspace = &mut self.workspace;
-        workspace.wide.copy_within(..inputs - cols, cols);
-        let (layout, values) = (self.isa.layout(tokens), &workspace.wide[..inputs]);
-        workspace.exponents[t] = quantize(layout, t, values, frac, workspace.words, workspace.sums);
+        let precision = if self.twice { Precision::Words } else { precision };
+        let wide = &mut self.workspace.wide;
+        wide.copy_within(..inputs - cols, cols);
+        Ok(writer.put(&wide[..inputs], frac, precision)?)
     }
 
-    /// Mantissas that stand for `cols` columns.
+    /// Columns of activations that stand for `cols`.
     const fn inputs(&self, cols: usize) -> usize {
         if self.twice { 2 * cols } else { cols }
     }
 
-    /// residual += W x, x being the mantissas.
-    fn add_to_residual(&mut self, weights: &Matrix, tokens: usize) {
-        let inputs = self.inputs(weights.cols());
+    /// residual += W x.
+    fn add_to_residual(&mut self, weights: &Matrix, x: &Activations) -> Result<(), Error> {
         let workspace = &mut self.workspace;
-        let (words, sums) = (&*workspace.words, &*workspace.sums);
-        let x = activations(self.isa, words, sums, workspace.exponents, tokens, inputs);
         let output = Output::Add { before: workspace.residual, after: shared_64(workspace.next_residual) };
-        multiply(self.isa, self.workers, weights, &x, RESIDUAL_FRAC, output);
+        multiply(self.isa, self.workers, weights, x, RESIDUAL_FRAC, output)?;
         core::mem::swap(&mut workspace.residual, &mut workspace.next_residual);
+        Ok(())
     }
 
     /// Rotates the queries and keys of the batch.
@@ -298,8 +320,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         }
     }
 
-    /// Attention of token `t` of a batch of `tokens`; its mantissas are the result.
-    fn attend(&mut self, layer: usize, t: usize, tokens: usize) {
+    /// Attention of token `t` of a batch, to `wide`.
+    fn attend(&mut self, layer: usize, t: usize) {
         let (shape, workspace) = (&self.shape, &mut self.workspace);
         let (dim, positions) = (shape.head_dim, self.position + t + 1);
         for head in 0..shape.heads {
@@ -321,42 +343,46 @@ impl<'m, 'w> Engine<'m, 'w> {
             let (scores, weights) = (&mut workspace.scores[..positions], &mut workspace.weights[..positions]);
             attention::attend(query, cache, scores, weights, &mut workspace.wide[head * dim..][..dim]);
         }
-        let queries = shape.queries();
-        self.store_mantissas(t, tokens, queries, attention::OUT_FRAC);
     }
 
     /// Logits behind some tokens of the batch, to `out` or, of one token, to the workspace.
     fn head(&mut self, tokens: Range<usize>, out: Option<&mut [i32]>) -> Result<(), Error> {
         let head = weights::head(&self.model)?;
-        self.normalize(&weights::vector(&self.model, TensorKind::OutputNorm, 0)?, tokens.clone());
-        let (inputs, workspace) = (self.inputs(self.shape.width), &mut self.workspace);
-        let (words, sums) = (&*workspace.words, &*workspace.sums);
-        let x = activations(self.isa, words, sums, workspace.exponents, tokens.len(), inputs);
-        project(self.isa, self.workers, &head, &x, out.unwrap_or(workspace.logits));
-        Ok(())
+        let norm = weights::vector(&self.model, TensorKind::OutputNorm, 0)?;
+        let mut buffers = core::mem::take(&mut self.workspace.activations);
+        let x = self.normalize(&mut buffers, &norm, tokens, Precision::Outliers);
+        let out = out.unwrap_or(self.workspace.logits);
+        let result = x.and_then(|x| project(self.isa, self.workers, &head, &x, out));
+        self.workspace.activations = buffers;
+        result
     }
 }
 
-/// The mantissas of a batch.
-fn activations<'a>(
-    isa: Isa,
-    words: &'a [i16],
-    sums: &'a [i32],
-    exponents: &'a [i32],
-    tokens: usize,
-    cols: usize,
-) -> Activations<'a> {
-    Activations::new(isa.layout(tokens), words, sums, &exponents[..tokens], cols)
-}
-
 /// [`matmul`] of all rows, divided among the workers.
-fn multiply(isa: Isa, workers: &dyn Workers, weights: &Matrix, x: &Activations, frac: i32, out: Output) {
+fn multiply(
+    isa: Isa,
+    workers: &dyn Workers,
+    weights: &Matrix,
+    x: &Activations,
+    frac: i32,
+    out: Output,
+) -> Result<(), Error> {
+    // If no rows of it fit, no others do, and the other way round.
+    matmul(isa, weights, 0..0, x, frac, out)?;
     divide(workers, weights.groups(), GROUP * weights.cols() * x.tokens(), |groups| {
-        matmul(isa, weights, groups, x, frac, out);
+        let done = matmul(isa, weights, groups, x, frac, out);
+        debug_assert!(done.is_ok());
     });
+    Ok(())
 }
 
 /// out (tokens, rows) = W x, in Q15.16, saturated.
-fn project(isa: Isa, workers: &dyn Workers, weights: &Matrix, x: &Activations, out: &mut [i32]) {
-    multiply(isa, workers, weights, x, FRAC, Output::Store(shared_32(out)));
+fn project(
+    isa: Isa,
+    workers: &dyn Workers,
+    weights: &Matrix,
+    x: &Activations,
+    out: &mut [i32],
+) -> Result<(), Error> {
+    multiply(isa, workers, weights, x, FRAC, Output::Store(shared_32(out)))
 }

@@ -2,6 +2,7 @@
 
 use core::fmt;
 use flexserve_container::TensorKind;
+use flexserve_kernels::matrix::ShapeError;
 
 /// What went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Error {
     HeadDim,
     /// The tensor of this layer is missing, or in a format that inference cannot use.
     Tensor(TensorKind, u32),
+    /// Tensors' shapes do not go together.
+    Shape,
     /// There is nothing to compute.
     NoTokens,
     /// The vocabulary has no such token.
@@ -29,6 +32,7 @@ impl fmt::Display for Error {
             Self::Context => write!(f, "the context must hold at least one token"),
             Self::HeadDim => write!(f, "the model's heads are too wide"),
             Self::Tensor(kind, layer) => write!(f, "tensor {kind:?} of layer {layer} cannot be used"),
+            Self::Shape => write!(f, "the tensors' shapes do not go together"),
             Self::NoTokens => write!(f, "no tokens"),
             Self::Token(token) => write!(f, "token {token} is not in the vocabulary"),
             Self::ContextFull => write!(f, "the context is full"),
@@ -37,3 +41,9 @@ impl fmt::Display for Error {
 }
 
 impl core::error::Error for Error {}
+
+impl From<ShapeError> for Error {
+    fn from(ShapeError: ShapeError) -> Self {
+        Self::Shape
+    }
+}

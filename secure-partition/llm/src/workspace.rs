@@ -1,8 +1,7 @@
 //! The memory that a running model needs, carved out of one slice.
 
 use flexserve_container::Params;
-use flexserve_kernels::activations::words_needed;
-use flexserve_kernels::format::BLOCK;
+use flexserve_kernels::activations::{Buffers, Needed, Token};
 use zerocopy::FromBytes;
 
 use crate::Error;
@@ -99,12 +98,8 @@ pub struct Workspace<'w> {
     pub logits: &'w mut [i32],
     /// (context)
     pub scores: &'w mut [i32],
-    /// (`BATCH`, widest / 32): sums of the mantissas
-    pub sums: &'w mut [i32],
-    /// (`BATCH`): exponents of the mantissas
-    pub exponents: &'w mut [i32],
-    /// (`BATCH`, widest): mantissas, as the kernels take them
-    pub words: &'w mut [i16],
+    /// (`BATCH`, widest): what matrices are multiplied with, as the kernels take it
+    pub activations: Buffers<'w>,
     /// (context)
     pub weights: &'w mut [i16],
     /// (layers, `kv_heads`, context, `head_dim`)
@@ -156,6 +151,7 @@ impl<'w> Workspace<'w> {
 
     fn carve(shape: &Shape, carver: &mut Carver<'w>) -> Result<Self, Error> {
         let widest = shape.widest();
+        let needed = Needed::new(BATCH, widest);
         Ok(Self {
             residual: carver.take(BATCH * shape.width)?,
             next_residual: carver.take(BATCH * shape.width)?,
@@ -168,9 +164,14 @@ impl<'w> Workspace<'w> {
             rotations: carver.take(BATCH * shape.pairs)?,
             logits: carver.take(shape.vocab)?,
             scores: carver.take(shape.context)?,
-            sums: carver.take(BATCH * widest / BLOCK)?,
-            exponents: carver.take(BATCH)?,
-            words: carver.take(words_needed(BATCH, widest))?,
+            activations: Buffers {
+                octets: carver.take(needed.octets)?,
+                scales: carver.take(needed.scales)?,
+                sums: carver.take(needed.sums)?,
+                tokens: carver.take::<Token>(BATCH)?,
+                seconds: carver.take(needed.seconds)?,
+                mantissas: carver.take(needed.mantissas)?,
+            },
             weights: carver.take(shape.context)?,
             key_cache: carver.take(shape.cached() * shape.head_dim)?,
             value_cache: carver.take(shape.cached() * shape.head_dim)?,
