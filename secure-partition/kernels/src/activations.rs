@@ -459,6 +459,33 @@ fn store(out: &mut [i8], shape: &Shape, entry: usize, token: usize, octets: &[i8
     }
 }
 
+/// Entries that lie behind each other: some of adjacent blocks, then one of each block of a list.
+#[derive(Clone, Copy)]
+#[cfg(target_arch = "aarch64")]
+pub(crate) struct Run<'a> {
+    /// The first entry.
+    pub entry: usize,
+    /// Its block.
+    pub block: usize,
+    /// Entries of adjacent blocks: one or more.
+    pub count: usize,
+    /// Blocks of the others, ascending.
+    pub jumps: &'a [u16],
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Run<'_> {
+    /// Entries.
+    pub const fn entries(&self) -> usize {
+        self.count + self.jumps.len()
+    }
+
+    /// Blocks from the first one to the last one.
+    pub fn span(&self) -> usize {
+        self.jumps.last().map_or(0, |&last| usize::from(last) + 1).max(self.block + self.count) - self.block
+    }
+}
+
 /// Activations of a batch of tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Activations<'a> {
@@ -539,17 +566,20 @@ impl<'a> Activations<'a> {
         if entry < self.shape.blocks { entry } else { usize::from(self.seconds[entry - self.shape.blocks]) }
     }
 
-    /// The entries as runs of some that belong to adjacent blocks: the first entry, its block, and how many.
+    /// The entries as runs that lie behind each other in memory.
     #[inline]
     #[cfg(target_arch = "aarch64")]
-    pub(crate) fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<'a> {
-        let adjacent = self.seconds.chunk_by(|a, b| a + 1 == *b);
-        let seconds = adjacent.scan(self.shape.blocks, |entry, run| {
-            let first = *entry;
-            *entry += run.len();
-            Some((first, usize::from(run[0]), run.len()))
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run<'a>> + use<'a> {
+        // Second entries lie behind those of all blocks.
+        let together = self.blocks == self.shape.blocks;
+        let (jumps, apart) = if together { (self.seconds, &[][..]) } else { (&[][..], self.seconds) };
+        let apart = (self.shape.blocks..).zip(apart).map(|(entry, &block)| Run {
+            entry,
+            block: block.into(),
+            count: 1,
+            jumps: &[],
         });
-        core::iter::once((0, 0, self.blocks)).chain(seconds)
+        core::iter::once(Run { entry: 0, block: 0, count: self.blocks, jumps }).chain(apart)
     }
 
     /// Octets of `count` entries of a token; in [`Layout::Pairs`], of it and the other one.

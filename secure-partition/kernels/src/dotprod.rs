@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, Run};
 use crate::format::{BLOCK, Format, GROUP, NIBBLES, OCTETS, SCALES};
 use crate::matrix::{Group, Matrix};
 use crate::minima;
@@ -62,9 +62,9 @@ macro_rules! octets {
     };
 }
 
-/// All blocks of one group or two, whose sums are in registers. In one piece, as the compiler would keep them in memory.
+/// A run of entries of one group or two, whose sums are in registers. In one piece, as the compiler would keep them in memory.
 macro_rules! vector {
-    ($rows:ident, $x:ident, $scales:ident, $stride:ident, $count:ident;
+    ($rows:ident, $x:ident, $scales:ident, $stride:ident, $run:ident, $bytes:ident;
      $($block:ident $at:expr, $out:expr, $a:ident $b:ident $c:ident $d:ident);+) => {
         asm!(
             ".arch_extension dotprod",
@@ -85,8 +85,20 @@ macro_rules! vector {
             )+
             "subs {count}, {count}, #1",
             "b.ne 2b",
+            "cbz {left}, 3f",
+            "ldrh {next:w}, [{jumps}], #2",
+            "sub {left}, {left}, #1",
+            "sub {jump}, {next}, {here}",
+            "mul {jump}, {jump}, {bytes}",
+            $(concat!("add {", stringify!($block), "}, {", stringify!($block), "}, {jump}"),)+
+            "add {here}, {next}, #1",
+            "mov {count}, #1",
+            "b 2b",
+            "3:",
             x = inout(reg) $x => _, scales = inout(reg) $scales => _, stride = in(reg) $stride,
-            count = inout(reg) $count => _,
+            count = inout(reg) $run.count => _, left = inout(reg) $run.jumps.len() => _,
+            jumps = inout(reg) $run.jumps.as_ptr() => _, here = inout(reg) $run.block + $run.count => _,
+            next = out(reg) _, jump = out(reg) _, bytes = in(reg) $bytes,
             $(
                 $block = inout(reg) $at => _,
                 $a = inout(vreg) $out[0], $b = inout(vreg) $out[1], $c = inout(vreg) $out[2], $d = inout(vreg) $out[3],
@@ -152,7 +164,7 @@ unsafe fn products<const G: usize>(groups: [&Group; G], x: &Activations, token: 
     sums
 }
 
-/// Adds the products of a run of entries (the first, its block, how many) of some groups: those of 16 * high nibble and of low
+/// Adds the products of a run of entries of some groups: those of 16 * high nibble and of low
 /// nibble, or of octets.
 ///
 /// # Safety
@@ -162,35 +174,36 @@ unsafe fn multiply<const G: usize, const NIBBLE: bool>(
     groups: [&Group; G],
     x: &Activations,
     token: usize,
-    (entry, first, count): (usize, usize, usize),
+    run: Run,
     out: &mut [RowSums; G],
 ) {
     const { assert!(G == 1 || G == 2) };
-    if count == 0 {
-        return;
-    }
     let bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
-    let block = |i: usize| groups[i].blocks[first * bytes..][..count * bytes].as_ptr();
-    let octets = x.octets(token, entry, count);
-    let scales = x.scales(token, entry, count);
-    assert!(octets.len() >= count * BLOCK && scales.len() > (count - 1) * x.scales_stride());
+    let block = |i: usize| groups[i].blocks[run.block * bytes..][..run.span() * bytes].as_ptr();
+    let octets = x.octets(token, run.entry, run.entries());
+    let scales = x.scales(token, run.entry, run.entries());
+    assert!(
+        run.count > 0
+            && octets.len() >= run.entries() * BLOCK
+            && scales.len() > (run.entries() - 1) * x.scales_stride()
+    );
     let (x, scales, stride) = (octets.as_ptr(), scales.as_ptr(), 4 * x.scales_stride());
-    // SAFETY: every group has that many blocks of `bytes`, and there are as many times 32 octets and scales; the caller promises
-    // the instructions.
+    // SAFETY: every group has all blocks of the run, of `bytes`, and there are as many times 32 octets and scales as entries; the
+    // caller promises the instructions.
     unsafe {
         match (NIBBLE, G) {
             (true, 1) => {
-                vector!(nibbles, x, scales, stride, count; block0 block(0), out[0], a0 a1 a2 a3)
+                vector!(nibbles, x, scales, stride, run, bytes; block0 block(0), out[0], a0 a1 a2 a3)
             }
             (true, _) => vector!(
-                nibbles, x, scales, stride, count;
+                nibbles, x, scales, stride, run, bytes;
                 block0 block(0), out[0], a0 a1 a2 a3; block1 block(G - 1), out[G - 1], b0 b1 b2 b3
             ),
             (false, 1) => {
-                vector!(octets, x, scales, stride, count; block0 block(0), out[0], a0 a1 a2 a3)
+                vector!(octets, x, scales, stride, run, bytes; block0 block(0), out[0], a0 a1 a2 a3)
             }
             (false, _) => vector!(
-                octets, x, scales, stride, count;
+                octets, x, scales, stride, run, bytes;
                 block0 block(0), out[0], a0 a1 a2 a3; block1 block(G - 1), out[G - 1], b0 b1 b2 b3
             ),
         }

@@ -156,7 +156,8 @@ pub(crate) fn of_tokens(group: &Group, x: &Activations, tokens: Range<usize>, ou
     let token = |token: usize| token.min(tokens.end - 1);
     for (first, out) in tokens.clone().step_by(4).zip(out.chunks_mut(4)) {
         let four = [first, token(first + 1), token(first + 2), token(first + 3)];
-        let sums = four.map(|token| x.padded_sums(token));
+        let sums =
+            [x.padded_sums(four[0]), x.padded_sums(four[1]), x.padded_sums(four[2]), x.padded_sums(four[3])];
         let mut rows = [no_rows(); 4];
         let (mut start, blocks) = (0, sums[0].len());
         while start < blocks {

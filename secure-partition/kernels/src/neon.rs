@@ -5,7 +5,7 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 use core::sync::atomic::{AtomicI32, AtomicI64};
 
-use crate::activations::{Activations, Token};
+use crate::activations::{Activations, Run, Token};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
 use crate::matmul::Output;
 use crate::matrix::Group;
@@ -77,43 +77,28 @@ pub(crate) fn group(group: &Group, x: &Activations, token: usize) -> [i64; GROUP
     let nibbles = group.format == Format::Q4Min;
     // The sums of nibbles are a sixteenth of what they should be.
     let [mut out] = minima::of_token([group], x, token, if nibbles { [3, 3] } else { [7, 7] });
-    for (entry, block, count) in x.runs() {
-        let bytes = group.format.block_bytes();
-        let blocks = &group.blocks[block * bytes..][..count * bytes];
-        let octets = x.octets(token, entry, count);
-        let scales = x.scales(token, entry, count);
+    for run in x.runs() {
         if nibbles {
-            multiply::<true>(blocks, octets, scales, x.scales_stride(), count, &mut out);
+            multiply::<true>(group, x, token, run, &mut out);
         } else {
-            multiply::<false>(blocks, octets, scales, x.scales_stride(), count, &mut out);
+            multiply::<false>(group, x, token, run, &mut out);
         }
     }
     let sums = store(&out);
     if nibbles { sums.map(|sum| sum << 4) } else { sums }
 }
 
-/// Adds the products of some blocks: those of nibbles, or of octets.
+/// Adds the products of a run of entries: those of nibbles, or of octets.
 #[inline(always)]
-fn multiply<const NIBBLE: bool>(
-    blocks: &[u8],
-    x: &[i8],
-    scales: &[i32],
-    stride: usize,
-    count: usize,
-    out: &mut RowSums,
-) {
-    let block_bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
-    if count == 0 {
-        return;
-    }
-    assert!(
-        blocks.len() == count * block_bytes
-            && x.len() >= count * BLOCK
-            && scales.len() > (count - 1) * stride
-    );
-    let (block, stride) = (blocks.as_ptr(), 4 * stride);
+fn multiply<const NIBBLE: bool>(group: &Group, x: &Activations, token: usize, run: Run, out: &mut RowSums) {
+    let bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
+    let block = group.blocks[run.block * bytes..][..run.span() * bytes].as_ptr();
+    let (entries, stride) = (run.entries(), x.scales_stride());
+    let (x, scales) = (x.octets(token, run.entry, entries), x.scales(token, run.entry, entries));
+    assert!(run.count > 0 && x.len() >= entries * BLOCK && scales.len() > (entries - 1) * stride);
+    let stride = 4 * stride;
     let [a, b, c, d] = out;
-    // SAFETY: NEON is there; there are that many blocks, octets and scales.
+    // SAFETY: NEON is there, and so are all blocks, octets and scales of the run.
     unsafe {
         if NIBBLE {
             asm!(
@@ -133,8 +118,20 @@ fn multiply<const NIBBLE: bool>(
                 scale!(),
                 "subs {count}, {count}, #1",
                 "b.ne 2b",
+                "cbz {left}, 3f",
+                "ldrh {next:w}, [{jumps}], #2",
+                "sub {left}, {left}, #1",
+                "sub {jump}, {next}, {here}",
+                "mul {jump}, {jump}, {bytes}",
+                "add {block}, {block}, {jump}",
+                "add {here}, {next}, #1",
+                "mov {count}, #1",
+                "b 2b",
+                "3:",
                 block = inout(reg) block => _, x = inout(reg) x.as_ptr() => _, scales = inout(reg) scales.as_ptr() => _,
-                stride = in(reg) stride, count = inout(reg) count => _,
+                stride = in(reg) stride, count = inout(reg) run.count => _, left = inout(reg) run.jumps.len() => _,
+                jumps = inout(reg) run.jumps.as_ptr() => _, here = inout(reg) run.block + run.count => _,
+                next = out(reg) _, jump = out(reg) _, bytes = in(reg) bytes,
                 a = inout(vreg) *a, b = inout(vreg) *b, c = inout(vreg) *c, d = inout(vreg) *d,
                 out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v6") _, out("v7") _, out("v8") _,
                 out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
@@ -159,10 +156,23 @@ fn multiply<const NIBBLE: bool>(
                 scale!(),
                 "subs {count}, {count}, #1",
                 "b.ne 2b",
+                "cbz {left}, 3f",
+                "ldrh {next:w}, [{jumps}], #2",
+                "sub {left}, {left}, #1",
+                "sub {jump}, {next}, {here}",
+                "mul {jump}, {jump}, {bytes}",
+                "add {block}, {block}, {jump}",
+                "add {second}, {second}, {jump}",
+                "add {here}, {next}, #1",
+                "mov {count}, #1",
+                "b 2b",
+                "3:",
                 block = inout(reg) block => _, second = inout(reg) block.add(SCALES + NIBBLES) => _,
                 x = inout(reg) x.as_ptr() => _, scales = inout(reg) scales.as_ptr() => _, stride = in(reg) stride,
                 // From the second 64 bytes of rows 0..4 to the next block, and of rows 4..8 to those of the next.
-                step = in(reg) 64 + NIBBLES, last = in(reg) 64 + SCALES + NIBBLES, count = inout(reg) count => _,
+                step = in(reg) 64 + NIBBLES, last = in(reg) 64 + SCALES + NIBBLES, count = inout(reg) run.count => _, left = inout(reg) run.jumps.len() => _,
+                jumps = inout(reg) run.jumps.as_ptr() => _, here = inout(reg) run.block + run.count => _,
+                next = out(reg) _, jump = out(reg) _, bytes = in(reg) bytes,
                 a = inout(vreg) *a, b = inout(vreg) *b, c = inout(vreg) *c, d = inout(vreg) *d,
                 out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v6") _, out("v7") _, out("v8") _,
                 out("v9") _, out("v10") _, out("v11") _, out("v13") _, out("v15") _, out("v16") _, out("v17") _,

@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, Run};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, NIBBLES, OCTETS, SCALES};
 
 /// Groups that are multiplied at once.
@@ -41,18 +41,18 @@ pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
         if format == Format::Q4Min {
             start::<LENGTH, G>(minima, each, x.sums(token), 7 + x.sum_shift(token), &mut out);
         }
-        for (entry, block, count) in x.runs() {
-            let run = Run {
-                blocks: first.add(block * bytes),
+        for run in x.runs() {
+            let operands = Operands {
+                blocks: first.add(run.block * bytes),
                 each,
-                octets: x.octets(token, entry, count).as_ptr(),
-                scales: x.scales(token, entry, count).as_ptr(),
+                octets: x.octets(token, run.entry, run.entries()).as_ptr(),
+                scales: x.scales(token, run.entry, run.entries()).as_ptr(),
                 scales_stride: x.scales_stride(),
-                count,
+                run,
             };
             match format {
-                Format::Q4Min => multiply::<LENGTH, true, G>(&run, &mut out),
-                Format::Q8 => multiply::<LENGTH, false, G>(&run, &mut out),
+                Format::Q4Min => multiply::<LENGTH, true, G>(&operands, &mut out),
+                Format::Q8 => multiply::<LENGTH, false, G>(&operands, &mut out),
                 Format::W16 | Format::Vector => {}
             }
         }
@@ -61,7 +61,7 @@ pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
 }
 
 /// Entries of a token, and the blocks that they are multiplied with.
-struct Run {
+struct Operands<'a> {
     /// The first one's block of the first group.
     blocks: *const u8,
     /// Bytes of a group.
@@ -69,8 +69,7 @@ struct Run {
     octets: *const i8,
     scales: *const i32,
     scales_stride: usize,
-    /// Entries.
-    count: usize,
+    run: Run<'a>,
 }
 
 /// For each row of a group, where the minima of four blocks are among those of these blocks.
@@ -361,16 +360,17 @@ macro_rules! fold {
 /// Adds the products of some groups' blocks. With `NIBBLE`, those of 16 * high and 16 * low nibble.
 ///
 /// # Safety
-/// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64; there are as many entries as `run` says, and
-/// blocks of `G` groups.
-unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(run: &Run, out: &mut Sums<G>) {
-    if run.count == 0 {
-        return;
-    }
+/// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64; there are as many entries as the run has, and
+/// its blocks in each of `G` groups.
+unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
+    operands: &Operands,
+    out: &mut Sums<G>,
+) {
+    let run = operands.run;
     let bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
-    let blocks = |group: usize| run.blocks.wrapping_add(group % G * run.each + SCALES);
+    let blocks = |group: usize| operands.blocks.wrapping_add(group % G * operands.each + SCALES);
     macro_rules! run {
-        ($length:literal, $x:literal, $blocks:expr, $fold:expr, $($b:tt)*) => {
+        ($length:literal, $x:literal, $blocks:expr, $jump:expr, $fold:expr, $($b:tt)*) => {
             // SAFETY: the caller's promise; the loads and stores of sums are of 8 a group.
             unsafe {
                 asm!(
@@ -389,12 +389,24 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(run:
                     "add {a}, {a}, {a_stride}",
                     "subs {count}, {count}, #1",
                     "b.ne 2b",
+                    "cbz {left}, 3f",
+                    "ldrh {next:w}, [{jumps}], #2",
+                    "sub {left}, {left}, #1",
+                    "sub {jump}, {next}, {here}",
+                    "mul {jump}, {jump}, {bytes}",
+                    $jump,
+                    "add {here}, {next}, #1",
+                    "mov {count}, #1",
+                    "b 2b",
+                    "3:",
                     $fold,
                     ".arch_extension nosve2", ".arch_extension nosve",
                     $($b)*
-                    bytes = in(reg) bytes, scales = in(reg) -(SCALES.cast_signed() / 2), x = inout(reg) run.octets => _,
-                    a = inout(reg) run.scales => _, a_stride = in(reg) 4 * run.scales_stride,
-                    count = inout(reg) run.count => _, out = inout(reg) out.as_mut_ptr() => _, second = out(reg) _,
+                    bytes = in(reg) bytes, scales = in(reg) -(SCALES.cast_signed() / 2), x = inout(reg) operands.octets => _,
+                    a = inout(reg) operands.scales => _, a_stride = in(reg) 4 * operands.scales_stride,
+                    count = inout(reg) run.count => _, left = inout(reg) run.jumps.len() => _,
+                    jumps = inout(reg) run.jumps.as_ptr() => _, here = inout(reg) run.block + run.count => _,
+                    next = out(reg) _, jump = out(reg) _, out = inout(reg) out.as_mut_ptr() => _, second = out(reg) _,
                     in("x13") 64, in("x14") 128, in("x15") 192,
                     out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
                     out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
@@ -412,6 +424,7 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(run:
                 run!(
                     $bytes, $x,
                     block!($length, $nibble, "{b}", "z15", "z16", "z17", "z18"),
+                    "add {b}, {b}, {jump}",
                     fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
                     b = inout(reg) blocks(0) => _,
                 )
@@ -424,6 +437,7 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(run:
                         block!($length, $nibble, "{d}", "z23", "z24", "z25", "z26"),
                         block!($length, $nibble, "{e}", "z27", "z28", "z29", "z30")
                     ),
+                    "add {b}, {b}, {jump}\nadd {c}, {c}, {jump}\nadd {d}, {d}, {jump}\nadd {e}, {e}, {jump}",
                     concat!(
                         fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
                         fold!($length, $shift, "z19", "z20", "z21", "z22", "z23"),
