@@ -60,11 +60,6 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// The token with the highest logit, the first of them.
 fn highest(logits: &[i32]) -> u32 {
-    let mut best = 0;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = token;
-        }
-    }
-    best as u32
+    let most = logits.iter().fold(i32::MIN, |most, &logit| most.max(logit));
+    logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
 }

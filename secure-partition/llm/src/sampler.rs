@@ -61,13 +61,9 @@ impl Sampler {
 
 /// The first of the highest logits.
 fn likeliest(logits: &[i32]) -> usize {
-    let mut best = 0;
-    for (token, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = token;
-        }
-    }
-    best
+    // Two loops, of which the first becomes vector instructions.
+    let most = logits.iter().fold(i32::MIN, |most, &logit| most.max(logit));
+    logits.iter().position(|&logit| logit == most).unwrap_or(0)
 }
 
 /// Logits seen as probabilities: `e^((logit - top) / temperature)`.
