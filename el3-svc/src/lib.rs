@@ -9,6 +9,7 @@
 //! - [`stage2_format`], [`stage2_map`], [`stage2_range`]: the layout of those, what is in them at boot, and how ranges move;
 //! - `normal_world`: keeps the normal world below those tables: EL2's registers, and the stub in EL2;
 //! - [`stage2_fault`]: what EL1 sees when an access does not pass;
+//! - [`exception`]: how an exception level takes an exception, done by EL3;
 //! - `cpu`: what both mechanisms ask of the CPU: its counter and cache lines;
 //! - `psci`: the machine's cores, by PSCI, GIC and SPMD of BL31;
 //! - `tfa`: the glue that makes it a runtime service of Trusted Firmware-A's BL31.
@@ -22,6 +23,7 @@
 pub mod cores;
 #[cfg(target_os = "none")]
 mod cpu;
+pub mod exception;
 #[cfg(all(target_os = "none", isolation = "gpt"))]
 mod gpt;
 #[cfg(any(test, fuzzing))]

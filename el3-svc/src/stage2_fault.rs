@@ -1,8 +1,12 @@
 //! What follows when an access of the normal world does not pass stage 2.
 //!
 //! The access is tried again if its granule is the normal world's now. Otherwise EL1 takes a synchronous external abort, as
-//! if nothing answered on the bus: the architecture's pseudocode `AArch64.TakeException` (Arm DDI 0487, J1.1.1), done by EL3.
+//! if nothing answered on the bus.
 #![forbid(unsafe_code)]
+
+use crate::exception::{
+    CLASS_SHIFT, DATA_ABORT, Exception, INSTRUCTION_ABORT, Interrupted, LENGTH, Level, RW, Taker,
+};
 
 /// What the exception to EL2 left in its registers, and what EL1 has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,32 +27,6 @@ pub struct Fault {
     pub control: u64,
 }
 
-/// What EL1's registers hold when it takes the exception.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exception {
-    /// `ESR_EL1`.
-    pub syndrome: u64,
-    /// `FAR_EL1`.
-    pub address: u64,
-    /// `ELR_EL1`.
-    pub return_address: u64,
-    /// `SPSR_EL1`.
-    pub saved_state: u64,
-    /// Where EL1 goes on.
-    pub entry: u64,
-    /// With which PSTATE, as SPSR_EL3 holds it.
-    pub state: u64,
-}
-
-/// Exception classes (D24.2.40, ESR_ELx.EC).
-const INSTRUCTION_ABORT_LOWER: u64 = 0x20;
-const DATA_ABORT_LOWER: u64 = 0x24;
-/// The same, from the exception level that takes it.
-const SAME_LEVEL: u64 = 1;
-const CLASS_SHIFT: u32 = 26;
-/// A 32-bit instruction.
-const LENGTH: u64 = 1 << 25;
-
 /// Fault status codes, `[5:0]` of an abort's syndrome.
 const STATUS: u64 = 0x3f;
 const TRANSLATION_FAULT: u64 = 0b00_0100;
@@ -66,7 +44,7 @@ impl Fault {
     }
 
     fn is_abort(&self) -> bool {
-        matches!(self.class(), INSTRUCTION_ABORT_LOWER | DATA_ABORT_LOWER)
+        matches!(self.class(), INSTRUCTION_ABORT | DATA_ABORT)
     }
 
     /// The intermediate physical address of the page that stage 2 had no translation for. `None` if this was something else:
@@ -83,75 +61,23 @@ impl Fault {
     /// this EL2 has not asked to be told of.
     #[must_use]
     pub fn exception(&self) -> Exception {
-        let origin = Origin::of(self.state);
+        let interrupted = Interrupted { state: self.state, return_address: self.return_address };
+        let el1 = Taker {
+            level: Level::El1,
+            vectors: self.vectors,
+            control: self.control,
+            hypervisor: RW,
+            locks: false,
+        };
         let (class, specific) = if self.is_abort() {
-            let same = if origin.is_el0() { 0 } else { SAME_LEVEL };
             let status = if self.syndrome & ON_WALK != 0 { EXTERNAL_ABORT_ON_WALK } else { EXTERNAL_ABORT };
-            let kept = if self.class() == DATA_ABORT_LOWER { self.syndrome & KEPT } else { 0 };
-            (self.class() | same, kept | status)
+            let kept = if self.class() == DATA_ABORT { self.syndrome & KEPT } else { 0 };
+            (self.class() | el1.same_level(interrupted), kept | status)
         } else {
             (0, 0)
         };
-        Exception {
-            syndrome: class << CLASS_SHIFT | self.syndrome & LENGTH | specific,
-            address: self.address,
-            return_address: self.return_address,
-            saved_state: self.state,
-            entry: (self.vectors & !0x7ff).wrapping_add(origin.vector()),
-            state: self.handler_state(),
-        }
-    }
-
-    /// PSTATE at EL1's handler: EL1h, everything masked.
-    fn handler_state(&self) -> u64 {
-        const EL1H: u64 = 0b0101;
-        const MASKED: u64 = 0b1111 << 6;
-        const FLAGS: u64 = 0b1111 << 28;
-        const PAN: u64 = 1 << 22;
-        const DIT: u64 = 1 << 24;
-        /// SCTLR_EL1.SPAN: an exception to EL1 leaves PAN as it is. (Armv8.0: reserved, one.)
-        const LEAVE_PAN: u64 = 1 << 23;
-        let pan = if self.control & LEAVE_PAN == 0 { PAN } else { self.state & PAN };
-        self.state & (FLAGS | DIT) | pan | MASKED | EL1H
-    }
-}
-
-/// Where an exception came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
-    /// EL1 on SP_EL0.
-    El1t,
-    /// EL1 on its own stack; also what cannot be.
-    El1h,
-    /// EL0.
-    El0,
-    /// EL0 in AArch32.
-    El0Aarch32,
-}
-
-impl Origin {
-    const fn of(state: u64) -> Self {
-        // SPSR.M: bit 4 says AArch32, then [3:2] the exception level, [0] the stack.
-        match state & 0x1f {
-            0b0_0000 => Self::El0,
-            0b0_0100 => Self::El1t,
-            0x10..=0x1f => Self::El0Aarch32,
-            _ => Self::El1h,
-        }
-    }
-
-    const fn is_el0(self) -> bool {
-        matches!(self, Self::El0 | Self::El0Aarch32)
-    }
-
-    /// Offset of its synchronous vector (D1.3.1.5, table of vector offsets).
-    const fn vector(self) -> u64 {
-        match self {
-            Self::El1t => 0,
-            Self::El1h => 0x200,
-            Self::El0 => 0x400,
-            Self::El0Aarch32 => 0x600,
-        }
+        let syndrome = class << CLASS_SHIFT | self.syndrome & LENGTH | specific;
+        el1.take(interrupted, syndrome, self.address)
     }
 }
 
@@ -198,7 +124,7 @@ mod tests {
         assert_eq!(exception.return_address, fault().return_address);
         assert_eq!(exception.saved_state, fault().state);
         assert_eq!(exception.entry, 0x6000_0a00);
-        assert_eq!(exception.state, 0x6000_03c5);
+        assert_eq!(exception.state & 0xffff_03ff, 0x6200_03c5);
     }
 
     #[test]
