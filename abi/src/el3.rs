@@ -195,7 +195,7 @@ pub enum Counter {
     Refused = 3,
     /// TLB invalidations, each with its barrier.
     TlbInvalidations = 4,
-    /// Accesses of the normal world that EL3 has seen stopped. Zero where they fault past EL3, at the attacker.
+    /// Accesses of the normal and the Realm world that the mechanism has stopped. Zero where they fault past EL3, at the attacker.
     Faults = 5,
     /// Cores lent.
     CoresLent = 6,

@@ -23,6 +23,8 @@ mod proxy;
 mod stress;
 #[cfg(target_os = "none")]
 mod suite;
+#[cfg(target_os = "none")]
+mod taken;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -1,4 +1,4 @@
-//! What both mechanisms ask of the CPU: the system counter, and its data cache lines.
+//! What both mechanisms ask of the CPU: the system counter, its data cache lines, and system registers.
 
 use core::arch::asm;
 
@@ -38,3 +38,27 @@ macro_rules! flush_lines {
     };
 }
 pub(crate) use flush_lines;
+
+/// Reads a system register that exists at EL3.
+macro_rules! read {
+    ($register:literal) => {{
+        let value: u64;
+        // SAFETY: reads a register that exists at EL3.
+        unsafe {
+            core::arch::asm!(concat!("mrs {}, ", $register), out(reg) value, options(nostack, preserves_flags));
+        }
+        value
+    }};
+}
+pub(crate) use read;
+
+/// Writes a system register of EL2 or EL1.
+macro_rules! write {
+    ($register:literal, $value:expr) => {
+        // SAFETY: registers of EL2 and EL1, under which EL3 does not run.
+        unsafe {
+            core::arch::asm!(concat!("msr ", $register, ", {}"), in(reg) $value, options(nostack, preserves_flags));
+        }
+    };
+}
+pub(crate) use write;

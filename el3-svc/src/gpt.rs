@@ -5,6 +5,7 @@ use crate::{
     gpt_format::Layout,
     gpt_range::{Tables, move_ranges},
     protection::{GranuleProtection, Moved, Range},
+    reflect,
 };
 use core::{
     arch::asm,
@@ -59,6 +60,10 @@ impl GranuleProtection for GranuleProtectionTables {
 
     fn tlb_invalidations(&self) -> u64 {
         self.invalidations.load(Ordering::Relaxed)
+    }
+
+    fn faults(&self) -> u64 {
+        reflect::faults()
     }
 
     fn ticks(&self) -> u64 {

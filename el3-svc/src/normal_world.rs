@@ -3,6 +3,7 @@
 //! EL2 holds one page of code, the stub: its vectors hand every exception to EL3, which answers in EL2's place.
 
 use crate::{
+    cpu::{read, write},
     stage2::{self, LAYOUT},
     stage2_fault::Fault,
     stage2_format::{vtcr, vttbr},
@@ -57,22 +58,6 @@ global_asm!(
     low = const STAGE2_ABORT & 0xffff,
     vector = const VECTOR,
 );
-
-macro_rules! read {
-    ($register:literal) => {{
-        let value: u64;
-        // SAFETY: reads a register that exists at EL3.
-        unsafe { asm!(concat!("mrs {}, ", $register), out(reg) value, options(nostack, preserves_flags)) };
-        value
-    }};
-}
-
-macro_rules! write {
-    ($register:literal, $value:expr) => {
-        // SAFETY: registers of EL2 and EL1, under which EL3 does not run.
-        unsafe { asm!(concat!("msr ", $register, ", {}"), in(reg) $value, options(nostack, preserves_flags)) }
-    };
-}
 
 /// Prepares everything that the first entry into the normal world needs.
 ///

@@ -41,7 +41,7 @@ pub trait GranuleProtection {
     /// TLB invalidations that it has made since boot.
     fn tlb_invalidations(&self) -> u64;
 
-    /// Accesses of the normal world that it has seen stopped since boot. Zero for a mechanism that is not told of them.
+    /// Accesses of the normal and the Realm world that it has seen stopped since boot. Zero for a mechanism that is not told of them.
     fn faults(&self) -> u64 {
         0
     }

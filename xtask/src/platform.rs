@@ -98,6 +98,8 @@ pub struct Firmware {
     pub common: String,
     /// make's targets beside BL31.
     pub targets: Vec<String>,
+    /// BL31's functions in front of which the EL3 service puts its own.
+    pub wrap: Vec<String>,
     /// Who brings the partitions' packages to their places.
     pub packages: Packages,
     /// make's variables.

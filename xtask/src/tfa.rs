@@ -79,8 +79,10 @@ pub fn build(paths: &Paths, platform: &Platform, ingredients: &Ingredients) -> R
         runtime.clear()?;
         // make does not know that it depends on the library.
         remove(&firmware.bl31_elf())?;
+        let wraps: String =
+            platform.firmware.wrap.iter().map(|function| format!("-Wl,--wrap={function} ")).collect();
         let libraries = format!(
-            "-Wl,-T,{} -Wl,--wrap=psci_warmboot_entrypoint -Wl,--whole-archive {} -Wl,--no-whole-archive",
+            "-Wl,-T,{} {wraps}-Wl,--whole-archive {} -Wl,--no-whole-archive",
             script.display(),
             ingredients.el3_service.display()
         );

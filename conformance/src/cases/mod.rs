@@ -2,6 +2,7 @@
 
 mod cores;
 mod el3;
+mod faults;
 mod ffa;
 mod lending;
 mod ownership;
@@ -29,6 +30,7 @@ pub fn all(bench: &Bench) -> Cases {
     ffa::cases(&mut cases);
     lending::cases(&mut cases);
     ownership::cases(&mut cases);
+    faults::cases(&mut cases);
     recall::cases(&mut cases);
     cores::cases(&mut cases);
     cases
