@@ -23,7 +23,7 @@ pub enum Status {
     Revoked = 0,
     /// No such operation.
     NotSupported = -1,
-    /// The caller lent nothing under this handle, or it cannot be taken back: still arriving, or donated.
+    /// The caller lent nothing under this handle, or it cannot be taken back: not whole, or donated.
     BadHandle = -2,
     /// The borrower still has time: x5 nanoseconds.
     Noticed = -3,

@@ -1,4 +1,5 @@
-//! Descriptors with any bytes in them, in any fragments, and the life of their regions, against who owns which page.
+//! Descriptors with any bytes in them, in any fragments, and the life of their regions, call by call, against who owns which
+//! page.
 #![no_main]
 
 #[path = "../../spmc/tests/common/mod.rs"]
@@ -10,7 +11,7 @@ use flexserve_spmc::{
     claims::{Claims, WORDS},
     descriptor::{self as wire, Kind, RANGE_SIZE},
     hardware::Hardware as _,
-    lending::{Ledger, REGIONS, Region},
+    lending::{Arrival, Error, Ledger, REGIONS, Region, Slice},
     manifest,
     tables::{PAGE, Pool, Table},
 };
@@ -31,14 +32,21 @@ enum Op {
     Abandon { ranges: Vec<(u8, u8)> },
     /// The n-th handle is mapped, or no longer.
     Map(u8, bool),
-    /// The n-th handle is reclaimed, or one that never was.
-    Reclaim(u8),
+    /// A call to reclaim the n-th handle, or one that never was; or as many as it takes.
+    Reclaim(u8, bool),
+    /// What a call does at most, from now on.
+    Slice(u8, u8),
     /// Bytes for every parser.
     Parse(Vec<u8>),
 }
 
-/// Live handles: their pages, whether they were lent, whether they are mapped.
-type Live = BTreeMap<u64, (Vec<u64>, bool, bool)>;
+/// A live region.
+struct Live {
+    pages: Vec<u64>,
+    lent: bool,
+    mapped: bool,
+    leaving: bool,
+}
 
 fn ranges(ranges: &[(u8, u8)]) -> Vec<(u64, u32)> {
     let range =
@@ -46,6 +54,7 @@ fn ranges(ranges: &[(u8, u8)]) -> Vec<(u64, u32)> {
     ranges.iter().take(6).map(range).collect()
 }
 
+/// Sends pieces of so many ranges, and what is asked for again; answers what was read as pages.
 fn send(
     ledger: &mut Ledger,
     machine: &mut Fake,
@@ -54,20 +63,31 @@ fn send(
     piece: usize,
 ) -> Option<(u64, Vec<u64>)> {
     let sending = wire::sending(bytes, bytes.len(), kind, 0).ok()?;
-    let body = &bytes[sending.first_range..];
+    assert_eq!(sending.length() as usize, bytes.len());
     let mut pages = Vec::new();
-    for range in body.chunks_exact(RANGE_SIZE) {
+    for range in bytes[sending.first_range..].chunks_exact(RANGE_SIZE) {
         if let Ok((base, count)) = wire::range(range.try_into().unwrap()) {
             pages.extend((0..u64::from(count).min(4096)).map(|page| base + page * PAGE));
         }
     }
     let handle = ledger.begin(kind, 0, sending).ok()?;
-    for piece in body.chunks(piece * RANGE_SIZE) {
-        ledger.add(handle, 0, piece).ok()?;
+    let mut at = sending.first_range;
+    loop {
+        let fragment = &bytes[at..bytes.len().min(at + piece * RANGE_SIZE)];
+        let before = machine.moved;
+        let arrival = ledger.receive(machine, handle, 0, fragment.len(), fragment);
+        assert!(machine.moved - before <= ledger.slice.pages, "a call without bound");
+        match arrival {
+            Ok(Arrival::Whole) => break,
+            Ok(Arrival::From(offset)) => at = offset as usize,
+            Err(_) => {
+                assert!(ledger.lent(handle, 0).is_err());
+                return None;
+            }
+        }
     }
-    assert_eq!(ledger.has_arrived(handle, 0), Ok(true));
     assert!(ledger.lent(handle, 1).is_err(), "another lender finds it");
-    ledger.complete(machine, handle, 0).ok()?;
+    assert!(ledger.receive(machine, handle, 0, 0, &[]).is_err(), "it is whole");
     Some((handle, pages))
 }
 
@@ -84,8 +104,8 @@ fn parse(bytes: &[u8]) {
     }
 }
 
-fn apply(ledger: &mut Ledger, machine: &mut Fake, live: &mut Live, op: &Op) {
-    let pick = |live: &Live, n: u8| live.keys().nth(usize::from(n) % (live.len() + 1)).copied();
+fn apply(ledger: &mut Ledger, machine: &mut Fake, live: &mut BTreeMap<u64, Live>, op: &Op) {
+    let pick = |live: &BTreeMap<u64, Live>, n: u8| live.keys().nth(usize::from(n) % (live.len() + 1)).copied();
     match op {
         Op::Send { share, ranges: wanted, changes, piece, refused } => {
             let mut bytes = descriptor(LLM_PARTITION, &ranges(wanted));
@@ -97,46 +117,91 @@ fn apply(ledger: &mut Ledger, machine: &mut Fake, live: &mut Live, op: &Op) {
             machine.refused = refused.map(|page| FREE + u64::from(page) % PAGES * PAGE);
             let sent = send(ledger, machine, &bytes, kind, usize::from(piece % 6) + 1);
             machine.refused = None;
+            if sent.is_none() {
+                // Some may have been zeroed, as their lender has asked.
+                machine.memory.clear();
+            }
             if let Some((handle, pages)) = sent {
-                for (other, (theirs, ..)) in live.iter() {
+                for (other, theirs) in live.iter() {
                     assert!(
-                        !theirs.iter().any(|page| pages.contains(page)),
+                        !theirs.pages.iter().any(|page| pages.contains(page)),
                         "{other} has a page of {handle}"
                     );
                 }
-                assert!(live.insert(handle, (pages, !share, false)).is_none(), "a handle was used again");
+                let region = Live { pages, lent: !share, mapped: false, leaving: false };
+                assert!(live.insert(handle, region).is_none(), "a handle was used again");
             }
         }
         Op::Abandon { ranges: wanted } => {
             let bytes = descriptor(LLM_PARTITION, &ranges(wanted));
             let Ok(sending) = wire::sending(&bytes, bytes.len(), Kind::Lend, 0) else { return };
             let handle = ledger.begin(Kind::Lend, 0, sending).unwrap();
-            if ledger.add(handle, 0, &bytes[sending.first_range..][..RANGE_SIZE]).is_ok() {
-                ledger.abandon(handle, 0).unwrap();
-            }
+            let range = &bytes[sending.first_range..][..RANGE_SIZE];
+            let arrival = ledger.receive(machine, handle, 0, RANGE_SIZE, range);
+            while ledger.reclaim(machine, handle, 0, false) == Err(Error::Unfinished) {}
             assert!(ledger.lent(handle, 0).is_err());
+            // One that became whole may have been a borrower's.
+            if arrival != Ok(Arrival::Whole) {
+                for page in ranges(wanted).iter().map(|(base, _)| base).filter(|page| !held(live, **page, false)) {
+                    assert_ne!(*machine.page(*page), [0; 4096], "{page:#x} lost its contents");
+                }
+            } else {
+                machine.memory.clear();
+            }
         }
         Op::Map(n, mapped) => {
-            if let Some(handle) = pick(live, *n) {
+            let Some(handle) = pick(live, *n) else { return };
+            let region = live.get_mut(&handle).unwrap();
+            assert_eq!(ledger.borrowed(handle, LLM_PARTITION).is_err(), region.leaving);
+            if !region.leaving {
                 ledger.set_address(handle, mapped.then_some(1 << 36));
-                live.get_mut(&handle).unwrap().2 = *mapped;
+                region.mapped = *mapped;
                 assert_eq!(ledger.lent(handle, 0).unwrap().address().is_some(), *mapped);
             }
         }
-        Op::Reclaim(n) => match pick(live, *n) {
-            None => assert!(ledger.reclaim(machine, u64::MAX, 0).is_err()),
-            Some(handle) if live[&handle].2 => assert!(ledger.reclaim(machine, handle, 0).is_err()),
-            Some(handle) => {
-                let (pages, lent, _) = live.remove(&handle).unwrap();
-                assert_eq!(ledger.reclaim(machine, handle, 0), Ok(pages.len() as u32));
-                for page in pages.iter().filter(|_| lent) {
+        Op::Reclaim(n, all) => {
+            let Some(handle) = pick(live, *n) else {
+                return assert!(ledger.reclaim(machine, u64::MAX, 0, false).is_err());
+            };
+            let mut region = live.remove(&handle).unwrap();
+            loop {
+                let before = (machine.moved, machine.zeroed);
+                let answer = ledger.reclaim(machine, handle, 0, false);
+                let most = ledger.slice.pages;
+                assert!(machine.moved - before.0 <= most && machine.zeroed - before.1 <= most);
+                if region.mapped {
+                    assert_eq!(answer, Err(Error::State));
+                    break;
+                }
+                region.leaving = true;
+                let left = ledger.lent(handle, 0).map_or(0, |region| region.pages.len() as usize);
+                let gone: Vec<_> = region.pages.drain(..region.pages.len() - left).collect();
+                assert!(!gone.is_empty(), "a call that did nothing");
+                for page in gone.iter().filter(|_| region.lent) {
                     assert_eq!(*machine.page(*page), [0; 4096], "{page:#x} came back as it was");
                     machine.memory.remove(page);
                 }
+                if left == 0 {
+                    return assert_eq!(answer, Ok(()));
+                }
+                assert_eq!(answer, Err(Error::Unfinished));
+                if !all {
+                    break;
+                }
             }
-        },
+            live.insert(handle, region);
+        }
+        Op::Slice(pages, ranges) => {
+            let (pages, ranges) = (u32::from(pages % 8) + 1, u32::from(ranges % 4) + 1);
+            ledger.slice = Slice { pages, ranges };
+        }
         Op::Parse(bytes) => parse(bytes),
     }
+}
+
+/// Whether a page is in a region, or in one that was lent.
+fn held(live: &BTreeMap<u64, Live>, page: u64, lent_only: bool) -> bool {
+    live.values().any(|region| (region.lent || !lent_only) && region.pages.contains(&page))
 }
 
 thread_local! {
@@ -151,23 +216,21 @@ fuzz_target!(|ops: Vec<Op>| STORAGE.with_borrow_mut(|(words, tables)| {
     let pool = Pool::new(tables, &mut links, 0x0e20_0000);
     let mut ledger = Ledger::new(pool, Claims::new(words), &mut regions);
     let available = ledger.pool.available();
-    let (mut machine, mut live) = (Fake::default(), Live::new());
+    let (mut machine, mut live) = (Fake::default(), BTreeMap::new());
     for op in ops.iter().take(40) {
         apply(&mut ledger, &mut machine, &mut live, op);
-        let held = |page: u64, lent_only: bool| {
-            live.values().any(|(pages, lent, _)| (*lent || !lent_only) && pages.contains(&page))
-        };
         for page in (0..PAGES + 4).map(|page| FREE + page * PAGE) {
-            assert_eq!(ledger.claims.is_claimed(page), held(page, false), "{page:#x} after {op:?}");
-            let world = if held(page, true) { Gpi::Secure } else { Gpi::NonSecure };
+            assert_eq!(ledger.claims.is_claimed(page), held(&live, page, false), "{page:#x} after {op:?}");
+            let world = if held(&live, page, true) { Gpi::Secure } else { Gpi::NonSecure };
             assert_eq!(machine.granule(page), Some(world), "{page:#x} after {op:?}");
         }
     }
-    for (handle, (_, _, mapped)) in live {
-        if mapped {
+    for (handle, region) in live {
+        if region.mapped {
             ledger.set_address(handle, None);
         }
-        ledger.reclaim(&mut machine, handle, 0).unwrap();
+        while ledger.reclaim(&mut machine, handle, 0, false) == Err(Error::Unfinished) {}
+        assert!(ledger.lent(handle, 0).is_err());
     }
     assert_eq!(ledger.pool.available(), available, "tables were lost");
 }));

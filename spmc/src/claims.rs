@@ -59,6 +59,12 @@ impl<'a> Claims<'a> {
         Ok(())
     }
 
+    /// Whether the whole range can be claimed by somebody: it lies in one bank.
+    #[must_use]
+    pub fn is_lendable(base: u64, pages: u32) -> bool {
+        Self::index(base, pages).is_some()
+    }
+
     /// Ends the claim of `pages` pages at `base`.
     pub fn release(&mut self, base: u64, pages: u32) {
         match Self::index(base, pages) {

@@ -179,6 +179,14 @@ pub struct Sending {
     pub first_range: usize,
 }
 
+impl Sending {
+    /// Bytes of the whole descriptor.
+    #[must_use]
+    pub fn length(&self) -> u32 {
+        self.first_range as u32 + self.ranges * RANGE_SIZE as u32
+    }
+}
+
 /// What a retrieve request says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retrieving {

@@ -4,6 +4,7 @@ use crate::{
     claims,
     descriptor::{self, Kind},
     hardware::{Hardware, Unreachable},
+    lending::{Arrival, Error},
     mailbox::Mailbox,
     partition::{Call, Step, properties},
     registers::{Registers, Reply, endpoints, function, halves, pair},
@@ -274,7 +275,7 @@ impl<H: Hardware> Spmc<'_, H> {
         self.add_fragment(handle, mailbox.tx + sending.first_range as u64, length - sending.first_range)
     }
 
-    /// `FFA_MEM_FRAG_TX`: the next fragment is in TX.
+    /// `FFA_MEM_FRAG_TX`: the next fragment is in TX. It may be empty while there is something to do for what came before.
     fn next_fragment(&mut self, registers: &Registers) -> Result<Reply, FfaError> {
         let handle = halves(registers[1], registers[2]);
         let mailbox = self.mailbox.ok_or(FfaError::InvalidParameters)?;
@@ -282,53 +283,44 @@ impl<H: Hardware> Spmc<'_, H> {
         if region.is_whole() || endpoints(registers[4]).0 != NORMAL_WORLD {
             return Err(FfaError::InvalidParameters);
         }
-        let length = checked_length(registers[3] as u32, &mailbox)?;
+        let length = match registers[3] as u32 {
+            0 if region.needs_time() => 0,
+            length => checked_length(length, &mailbox)?,
+        };
         self.add_fragment(handle, mailbox.tx, length)
     }
 
-    /// Takes the ranges in `length` bytes of the normal world's memory, and the granules once all ranges are there.
-    fn add_fragment(&mut self, handle: u64, mut from: u64, length: usize) -> Result<Reply, FfaError> {
-        let mut chunk = [0; PAGE as usize];
-        let mut left = length;
-        while left != 0 {
-            let chunk = &mut chunk[..left.min(PAGE as usize)];
-            if let Err(error) = self.hardware.read_normal(from, chunk) {
-                self.ledger.abandon(handle, NORMAL_WORLD)?;
-                return Err(error.into());
-            }
-            self.ledger.add(handle, NORMAL_WORLD, chunk)?;
-            left -= chunk.len();
-            from += chunk.len() as u64;
-        }
+    /// Takes what fits into a slice of the ranges in `length` bytes of the normal world's memory, and their granules.
+    fn add_fragment(&mut self, handle: u64, from: u64, length: usize) -> Result<Reply, FfaError> {
+        let arrival = match length {
+            0 => self.ledger.receive(&mut self.hardware, handle, NORMAL_WORLD, 0, &[])?,
+            _ => self.read_fragment(handle, from, length)?,
+        };
         let halves = [u64::from(handle as u32), handle >> 32];
-        if self.ledger.has_arrived(handle, NORMAL_WORLD)? {
-            self.ledger.complete(&mut self.hardware, handle, NORMAL_WORLD)?;
-            return Ok(Reply::success(&halves));
-        }
-        let offset = self.ledger.lent(handle, NORMAL_WORLD)?.next_offset().unwrap_or(0);
-        Ok(Reply::short(FuncId::MemFragRx, halves[0], &[halves[1], offset.into()]))
+        Ok(match arrival {
+            Arrival::Whole => Reply::success(&halves),
+            Arrival::From(offset) => Reply::short(FuncId::MemFragRx, halves[0], &[halves[1], offset.into()]),
+        })
     }
 
-    /// `FFA_MEM_RECLAIM`. Also gives up a region whose fragments have not all arrived.
+    fn read_fragment(&mut self, handle: u64, from: u64, length: usize) -> Result<Arrival, Error> {
+        let mut bytes = [0; PAGE as usize];
+        let bytes = &mut bytes[..length.min(PAGE as usize)];
+        match self.hardware.read_normal(from, bytes) {
+            Ok(()) => self.ledger.receive(&mut self.hardware, handle, NORMAL_WORLD, length, bytes),
+            Err(error) => self.ledger.fail(&mut self.hardware, handle, NORMAL_WORLD, error.into()),
+        }
+    }
+
+    /// `FFA_MEM_RECLAIM`. Also gives up a region whose fragments have not all arrived. What takes longer than a slice answers
+    /// `RETRY` until the last page is back.
     fn reclaim(&mut self, registers: &Registers) -> Result<Reply, FfaError> {
         let handle = halves(registers[1], registers[2]);
         let flags = u64::from(registers[3] as u32);
         if flags & !RECLAIM_ZERO != 0 {
             return Err(FfaError::InvalidParameters);
         }
-        let region = *self.ledger.lent(handle, NORMAL_WORLD)?;
-        if !region.is_whole() {
-            self.ledger.abandon(handle, NORMAL_WORLD)?;
-            return Ok(Reply::success(&[]));
-        }
-        if region.kind == Kind::Share && flags & RECLAIM_ZERO != 0 && region.address().is_none() {
-            for (base, pages) in region.pages.runs(&self.ledger.pool, 0, u32::MAX) {
-                for page in 0..u64::from(pages) {
-                    self.hardware.write_normal(base + page * PAGE, &[0; PAGE as usize])?;
-                }
-            }
-        }
-        self.ledger.reclaim(&mut self.hardware, handle, NORMAL_WORLD)?;
+        self.ledger.reclaim(&mut self.hardware, handle, NORMAL_WORLD, flags & RECLAIM_ZERO != 0)?;
         Ok(Reply::success(&[]))
     }
 }

@@ -33,6 +33,7 @@ impl<H: Hardware> Spmc<'_, H> {
         if !region.is_whole() || region.kind == Kind::Donate {
             return (Status::BadHandle, 0);
         }
+        // Nobody has it, also while it is being reclaimed.
         let Some(address) = region.address() else { return (Status::Revoked, 0) };
         let now = self.hardware.now_ns();
         let left = self.ledger.notice(handle, now).saturating_add(NOTICE_NS).saturating_sub(now);

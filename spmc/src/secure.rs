@@ -205,6 +205,8 @@ impl<H: Hardware> Spmc<'_, H> {
         mailbox.check_empty()?;
         self.hardware.read_secure(mailbox.tx, request);
         let asked = descriptor::retrieving(request)?;
+        self.ledger.borrowed(asked.handle, partition.id)?;
+        self.ledger.zero(&mut self.hardware, asked.handle)?;
         let region = *self.ledger.borrowed(asked.handle, partition.id)?;
         let read_only = granted(&region, &asked, partition.id)?;
         let address = partition.space.borrow(&mut self.ledger.pool, &region.pages, read_only)?;
@@ -228,7 +230,8 @@ impl<H: Hardware> Spmc<'_, H> {
         Ok(Reply::short(FuncId::MemRetrieveResp, size, &[size]))
     }
 
-    /// `FFA_MEM_RELINQUISH`: the descriptor is in TX.
+    /// `FFA_MEM_RELINQUISH`: the descriptor is in TX. The region is unmapped at once; if it is to be zeroed and that takes longer
+    /// than a slice, this answers `RETRY` until it is.
     fn relinquish(&mut self, index: usize) -> Result<Reply, FfaError> {
         let partition = &self.partitions[index];
         let mailbox = partition.mailbox.ok_or(FfaError::InvalidParameters)?;
@@ -239,20 +242,21 @@ impl<H: Hardware> Spmc<'_, H> {
             return Err(FfaError::InvalidParameters);
         }
         let region = *self.ledger.borrowed(handle, partition.id)?;
-        let address = region.address().ok_or(FfaError::Denied)?;
         // What was donated is the partition's; what is shared is the lender's too, and may not be zeroed behind it.
         if region.kind == Kind::Donate || (zero && region.kind == Kind::Share) {
             return Err(FfaError::Denied);
         }
-        partition.space.give_back(&self.ledger.pool, address, &region.pages);
-        self.hardware.flush(partition.asid);
-        self.ledger.set_address(handle, None);
-        if zero {
-            region
-                .pages
-                .runs(&self.ledger.pool, 0, u32::MAX)
-                .for_each(|(base, pages)| self.hardware.zero(base, pages));
+        if let Some(address) = region.address() {
+            partition.space.give_back(&self.ledger.pool, address, &region.pages);
+            self.hardware.flush(partition.asid);
+            self.ledger.set_address(handle, None);
+            if zero {
+                self.ledger.begin_zeroing(handle);
+            }
+        } else if !(zero && region.is_being_zeroed()) {
+            return Err(FfaError::Denied);
         }
+        self.ledger.zero(&mut self.hardware, handle)?;
         Ok(Reply::success(&[]))
     }
 

@@ -92,12 +92,8 @@ impl<'a, H: Hardware> Spmc<'a, H> {
         self.hardware.stop_workers(index);
         let partition = &mut self.partitions[index];
         let reply = partition.abort();
-        while let Some(region) = self.ledger.any_mapped(partition.id) {
-            if let Some(address) = region.address() {
-                partition.space.give_back(&self.ledger.pool, address, &region.pages);
-            }
-            self.ledger.set_address(region.handle, None);
-        }
+        let space = partition.space;
+        self.ledger.unmap_all(partition.id, |pool, address, pages| space.give_back(pool, address, pages));
         partition.space.reset(&self.ledger.pool, partition.image_size);
         self.hardware.flush(partition.asid);
         reply.map_or(Step::Ready, Step::Reply)

@@ -266,10 +266,12 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// A growing sequence of page descriptors: a chain of level-3 tables.
+/// A sequence of page descriptors, a chain of level-3 tables: it grows at its end, then shrinks from its beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pages {
     ends: Option<(TableId, TableId)>,
+    /// Entries of the first table that are in it no more.
+    gone: u32,
     len: u32,
 }
 
@@ -289,7 +291,7 @@ impl Pages {
     /// Level-3 tables that hold it.
     #[must_use]
     pub fn tables(&self) -> usize {
-        (self.len as usize).div_ceil(ENTRIES)
+        ((self.gone + self.len) as usize).div_ceil(ENTRIES)
     }
 
     /// Appends the page at `physical`.
@@ -298,7 +300,7 @@ impl Pages {
     ///
     /// [`OutOfTables`]; the sequence is as before.
     pub fn push(&mut self, pool: &mut Pool, access: Access, physical: u64) -> Result<(), OutOfTables> {
-        let slot = self.len as usize % ENTRIES;
+        let slot = (self.gone + self.len) as usize % ENTRIES;
         let (first, last) = match self.ends {
             Some(ends) if slot != 0 => ends,
             Some((first, last)) => {
@@ -322,26 +324,33 @@ impl Pages {
         core::iter::successors(self.ends.map(|ends| ends.0), |id| pool.next(*id))
     }
 
-    /// Runs of physically contiguous pages, in order, of `count` pages at most from page `skip` on: address and pages of each.
-    pub fn runs<'p>(&self, pool: &'p Pool, skip: u32, count: u32) -> Runs<'p> {
-        let mut table = self.ends.map(|ends| ends.0);
-        for _ in 0..skip as usize / ENTRIES {
-            table = table.and_then(|id| pool.next(id));
-        }
-        Runs { pool, table, slot: skip as usize % ENTRIES, left: self.len.saturating_sub(skip).min(count) }
+    /// Runs of physically contiguous pages, in order, from page `skip` on: address and pages of each.
+    pub fn runs<'p>(&self, pool: &'p Pool, skip: u32) -> Runs<'p> {
+        let table = self.ends.map(|ends| ends.0);
+        let mut runs = Runs { pool, table, slot: self.gone as usize, left: self.len };
+        runs.skip_pages(skip);
+        runs
     }
 
-    /// Gives the tables back.
-    pub fn release(self, pool: &mut Pool) {
-        let mut next = self.ends.map(|ends| ends.0);
-        while let Some(id) = next {
-            next = pool.next(id);
-            pool.give(id);
+    /// Takes the first `count` pages out, and gives the tables back that only they needed.
+    pub fn drop_front(&mut self, pool: &mut Pool, count: u32) {
+        let count = count.min(self.len);
+        self.len -= count;
+        self.gone += count;
+        while let Some((first, last)) = self.ends {
+            if self.len != 0 && self.gone < ENTRIES as u32 {
+                return;
+            }
+            self.gone = self.gone.saturating_sub(ENTRIES as u32);
+            self.ends = pool.next(first).map(|next| (next, last));
+            pool.give(first);
         }
+        self.gone = 0;
     }
 }
 
 /// Iterator of [`Pages::runs`].
+#[derive(Clone)]
 pub struct Runs<'p> {
     pool: &'p Pool<'p>,
     table: Option<TableId>,
@@ -350,18 +359,26 @@ pub struct Runs<'p> {
 }
 
 impl Runs<'_> {
+    /// The first `count` pages of them.
+    #[must_use]
+    pub fn first(&self, count: u32) -> Self {
+        Self { left: self.left.min(count), ..*self }
+    }
+
+    /// Leaves out the next `count` pages.
+    pub fn skip_pages(&mut self, count: u32) {
+        let count = count.min(self.left);
+        self.left -= count;
+        self.slot += count as usize;
+        while self.slot >= ENTRIES {
+            self.slot -= ENTRIES;
+            self.table = self.table.and_then(|id| self.pool.next(id));
+        }
+    }
+
     fn peek(&self) -> Option<u64> {
         let table = self.table.filter(|_| self.left != 0)?;
         Some(self.pool.table(table).get(self.slot) & bits::ADDRESS)
-    }
-
-    fn step(&mut self) {
-        self.left -= 1;
-        self.slot += 1;
-        if self.slot == ENTRIES {
-            self.slot = 0;
-            self.table = self.table.and_then(|id| self.pool.next(id));
-        }
     }
 }
 
@@ -373,7 +390,7 @@ impl Iterator for Runs<'_> {
         let mut pages = 0;
         while self.peek() == Some(base + u64::from(pages) * PAGE) {
             pages += 1;
-            self.step();
+            self.skip_pages(1);
         }
         Some((base, pages))
     }
@@ -467,12 +484,46 @@ pub(crate) mod tests {
             pages.push(&mut pool, Access::UserData, i * 2 * PAGE).unwrap();
         }
         assert_eq!((pages.tables(), pages.chain(&pool).count(), pool.available()), (3, 3, 0));
-        let runs: Vec<_> = pages.runs(&pool, 0, u32::MAX).collect();
+        let runs: Vec<_> = pages.runs(&pool, 0).collect();
         assert_eq!(runs.len(), 1030);
         assert_eq!(runs[1029], (1029 * 2 * PAGE, 1));
-        assert_eq!(pages.runs(&pool, 1025, u32::MAX).collect::<Vec<_>>(), runs[1025..]);
-        pages.release(&mut pool);
-        assert_eq!(pool.available(), 3);
+        assert_eq!(pages.runs(&pool, 1025).collect::<Vec<_>>(), runs[1025..]);
+        pages.drop_front(&mut pool, 2000);
+        assert_eq!((pages, pool.available()), (Pages::default(), 3));
+    }
+
+    #[test]
+    fn pages_leave_in_their_order_and_tables_with_their_last_page() {
+        let mut pool = pool(3);
+        let mut pages = Pages::default();
+        for i in 0..1030_u64 {
+            pages.push(&mut pool, Access::UserData, i * 2 * PAGE).unwrap();
+        }
+        for (count, gone, available) in [(0, 0, 0), (511, 511, 0), (1, 512, 1), (1, 513, 1), (516, 1029, 2)] {
+            pages.drop_front(&mut pool, count);
+            assert_eq!((pages.len(), pool.available()), (1030 - gone as u32, available));
+            assert_eq!(pages.runs(&pool, 0).next(), Some((gone * 2 * PAGE, 1)));
+        }
+        pages.drop_front(&mut pool, 1);
+        assert_eq!((pages, pool.available()), (Pages::default(), 3));
+        pages.push(&mut pool, Access::UserData, PAGE).unwrap();
+        assert_eq!(pages.runs(&pool, 0).collect::<Vec<_>>(), [(PAGE, 1)]);
+    }
+
+    #[test]
+    fn runs_end_where_they_are_told_to() {
+        let mut pool = pool(2);
+        let mut pages = Pages::default();
+        for i in (0..600).chain([700, 701]) {
+            pages.push(&mut pool, Access::UserData, i * PAGE).unwrap();
+        }
+        let mut runs = pages.runs(&pool, 500);
+        assert_eq!(runs.first(50).collect::<Vec<_>>(), [(500 * PAGE, 50)]);
+        assert_eq!(runs.first(0).next(), None);
+        runs.skip_pages(99);
+        assert_eq!(runs.clone().collect::<Vec<_>>(), [(599 * PAGE, 1), (700 * PAGE, 2)]);
+        runs.skip_pages(u32::MAX);
+        assert_eq!(runs.next(), None);
     }
 
     #[test]
@@ -494,9 +545,9 @@ pub(crate) mod tests {
         for i in (0..600).chain([700, 800, 801]) {
             pages.push(&mut pool, Access::UserData, i * PAGE).unwrap();
         }
-        let runs: Vec<_> = pages.runs(&pool, 0, u32::MAX).collect();
+        let runs: Vec<_> = pages.runs(&pool, 0).collect();
         assert_eq!(runs, [(0, 600), (700 * PAGE, 1), (800 * PAGE, 2)]);
-        assert_eq!(pages.runs(&pool, 599, u32::MAX).next(), Some((599 * PAGE, 1)));
+        assert_eq!(pages.runs(&pool, 599).next(), Some((599 * PAGE, 1)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Every order of the calls that lend, use and take back three pages, by the manager as it ships.
 //!
 //! The manager serves one call at a time: its state is locked. So a step is a call: of the normal world, which lends, recalls and
-//! reclaims; of one of two partitions, which retrieve, write, relinquish or crash; or of the Realm world, which takes a page of the normal
+//! reclaims, and whose calls do no more than a page at a time; of one of two partitions, which retrieve, write, relinquish or crash; or of the Realm world, which takes a page of the normal
 //! world's away. A state is the calls that lead to it, made anew for each step. Two states are one if they differ in
 //! names only: the numbers of handles, tables and addresses.
 //!
@@ -10,13 +10,14 @@
 mod common;
 
 use arm_ffa::{FfaError, FuncId};
-use common::{Bench, FREE, Flaw, HOSTILE, LLM, Storage, request};
+use common::{Bench, FREE, Flaw, HOSTILE, LLM, Storage, descriptor, request};
 use flexserve_abi::{
     el3::Gpi,
     ffa::HOSTILE_PARTITION,
     recall::{NOTICE_NS, Status},
 };
 use flexserve_spmc::{
+    lending::Slice,
     partition::{Entry, Phase, Step},
     tables::{PAGE, TableId, bits},
 };
@@ -28,8 +29,11 @@ use std::{
 };
 
 const PAGES: usize = 3;
-/// What is lent together: pages alone, in a row, and downwards.
-const LENDS: [&[usize]; 5] = [&[0], &[1], &[2], &[0, 1], &[2, 1]];
+/// What is lent together: pages alone, in a row, which are one range, and downwards, which are two.
+const LENDS: [&[usize]; 5] = [&[0], &[1], &[2], IN_A_ROW, &[2, 1]];
+const IN_A_ROW: &[usize] = &[0, 1];
+/// How much a call does.
+const SLICE: Slice = Slice { pages: 1, ranges: 1 };
 /// What the Realm world may take.
 const REALMS: usize = 1;
 /// What a partition writes, at both ends of a page.
@@ -40,10 +44,14 @@ const TABLES: usize = 16;
 /// A call. Regions are named by their place in the sorted list of those that live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
+    /// The first call of a lend.
     Lend(&'static [usize], usize),
+    /// The next one: what the manager has asked for, which may be nothing.
+    Continue(usize),
     Retrieve(usize, usize),
     Write(usize),
-    Relinquish(usize),
+    /// The borrower gives a region back, perhaps to be zeroed, and asks again for what of that is left.
+    Relinquish(usize, bool),
     /// A partition touches what it must not, or gives up.
     Crash(usize),
     /// A request starts it anew.
@@ -61,20 +69,67 @@ mod rule {
     pub const ONE_OWNER: &str = "a page is in one region, and Secure, or in none, and not (1)";
     pub const REACH: &str = "a partition reaches what it borrows, and nothing else (1, 2)";
     pub const SCRUBBED: &str = "the normal world finds nothing of a partition's (3)";
+    pub const SLICED: &str = "no call does more than a slice (4)";
     pub const STATUS: &str = "every call has its status (5)";
     pub const ASKED: &str = "a partition has the time that it was given (6)";
     pub const RECALLED: &str = "what was lent comes back, whatever its borrower does (6)";
     pub const LEAK: &str = "nothing is left of what came back (1)";
 }
 
+/// How far a region has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Stage {
+    Arriving,
+    /// It did not become whole, or was given up, and its pages go back.
+    Failing,
+    Held,
+    Mapped,
+    /// Its borrower has given it back, to be zeroed, and not all is.
+    Zeroing,
+    /// It is being reclaimed.
+    Leaving,
+}
+
 /// What should be true of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Region {
+    /// What was lent.
+    lent: &'static [usize],
+    /// What of that is in it.
     pages: &'static [usize],
+    /// Of these, so many at the beginning are Secure.
+    secure: usize,
     borrower: usize,
-    mapped: bool,
+    stage: Stage,
     /// Its borrower was given notice; and that has ended.
     notice: Option<bool>,
+}
+
+impl Region {
+    fn mapped(&self) -> bool {
+        self.stage == Stage::Mapped
+    }
+
+    fn is_whole(&self) -> bool {
+        !matches!(self.stage, Stage::Arriving | Stage::Failing)
+    }
+
+    /// A page goes back. Whether it was the last one.
+    fn shrink(&mut self, stage: Stage) -> bool {
+        self.stage = stage;
+        self.pages = &self.pages[1..];
+        self.secure = self.secure.saturating_sub(1);
+        self.pages.is_empty()
+    }
+}
+
+/// The descriptor of a lend.
+fn lend(borrower: u16, pages: &[usize]) -> Vec<u8> {
+    let ranges: Vec<_> = match pages {
+        IN_A_ROW => vec![(address(pages[0]), 2)],
+        _ => pages.iter().map(|page| (address(*page), 1)).collect(),
+    };
+    descriptor(borrower, &ranges)
 }
 
 /// What tells states apart.
@@ -137,6 +192,7 @@ impl<'a> Run<'a> {
             bench.map_secure(partition);
         }
         bench.spmc.hardware.flaw = flaw;
+        bench.spmc.ledger.slice = SLICE;
         let tables = bench.spmc.ledger.pool.available();
         Self { bench, regions: Vec::new(), tlb: BTreeSet::new(), tables }
     }
@@ -148,6 +204,14 @@ impl<'a> Run<'a> {
     fn is_secret(&mut self, page: usize) -> bool {
         let bytes = self.bench.spmc.hardware.page(address(page));
         bytes[0] == SECRET || bytes[PAGE as usize - 1] == SECRET
+    }
+
+    fn any_secret(&mut self, pages: &[usize]) -> bool {
+        pages.iter().any(|page| self.is_secret(*page))
+    }
+
+    fn is_taken(&self, page: usize) -> bool {
+        self.regions.iter().any(|(_, region)| region.pages.contains(&page))
     }
 
     fn serves(&self, partition: usize) -> bool {
@@ -174,10 +238,13 @@ impl<'a> Run<'a> {
     /// Makes a call, and checks everything.
     fn apply(&mut self, action: Action) -> Checked {
         // This is what TLBs hold while no rule is broken.
-        let mapped = self.regions.iter().filter(|(_, region)| region.mapped);
+        let mapped = self.regions.iter().filter(|(_, region)| region.mapped());
         self.tlb = mapped.flat_map(|(_, r)| r.pages.iter().map(|page| (r.borrower, *page))).collect();
         self.bench.spmc.hardware.flushed.clear();
+        (self.bench.spmc.hardware.moved, self.bench.spmc.hardware.zeroed) = (0, 0);
         self.call(action)?;
+        let work = [self.bench.spmc.hardware.moved, self.bench.spmc.hardware.zeroed];
+        ensure(work.iter().all(|pages| *pages <= SLICE.pages), rule::SLICED)?;
         for asid in &self.bench.spmc.hardware.flushed {
             self.tlb.retain(|(partition, _)| partition + 1 != usize::from(*asid));
         }
@@ -199,18 +266,63 @@ impl<'a> Run<'a> {
         let bench = &mut self.bench;
         match action {
             Action::Lend(pages, borrower) => {
-                let taken = |page: &usize| self.regions.iter().any(|(_, region)| region.pages.contains(page));
-                let free = |page: &usize| {
-                    !taken(page) && bench.spmc.hardware.world(address(*page)) == Gpi::NonSecure
+                let taken = self.is_taken(pages[0]);
+                let own = self.world(pages[0]) == Gpi::NonSecure;
+                let bytes = lend(self.bench.spmc.partition(borrower).id, pages);
+                let sent = self.bench.send_first(FuncId::MemLend64, &bytes);
+                let Ok((handle, more)) = sent else { return ensure(taken, rule::STATUS) };
+                let (stage, offset) = match pages {
+                    // It is recorded, and the slice is used up.
+                    _ if !own => (Stage::Failing, Some(bytes.len())),
+                    [_] => (Stage::Held, None),
+                    _ => (Stage::Arriving, Some(bytes.len() - if pages == IN_A_ROW { 0 } else { 16 })),
                 };
-                let possible = pages.iter().all(free);
-                let ranges: Vec<_> = pages.iter().map(|page| (address(*page), 1)).collect();
-                let lent = bench.lend_to(borrower, &ranges);
-                if let Ok(handle) = lent {
-                    let region = Region { pages, borrower, mapped: false, notice: None };
-                    self.regions.push((handle, region));
+                let secure = usize::from(own);
+                let region =
+                    Region { lent: pages, pages: &pages[..1], secure, borrower, stage, notice: None };
+                self.regions.push((handle, region));
+                ensure(!taken && more == offset, rule::STATUS)
+            }
+            Action::Continue(index) => {
+                let (handle, mut region) = self.regions[index];
+                let bytes = lend(0, region.lent);
+                let next = matches!((region.stage, region.lent), (Stage::Arriving, [2, 1]));
+                let rest = bytes.len() - if next { 16 } else { 0 };
+                // What comes of it, if anything is left of the region.
+                let expected = match region.stage {
+                    Stage::Arriving => {
+                        let page = region.lent[1];
+                        let taken = self.is_taken(page);
+                        match self.world(page) {
+                            // The slice had not begun: the page before is back already.
+                            _ if taken && !next => Err(FfaError::Denied),
+                            _ if taken => {
+                                region.stage = Stage::Failing;
+                                Ok(Some(bytes.len()))
+                            }
+                            Gpi::NonSecure => {
+                                (region.stage, region.pages, region.secure) = (Stage::Held, region.lent, 2);
+                                Ok(None)
+                            }
+                            // It is recorded, and leaves with the other one.
+                            _ => {
+                                (region.stage, region.pages) = (Stage::Failing, region.lent);
+                                Ok(Some(bytes.len()))
+                            }
+                        }
+                    }
+                    Stage::Failing => match region.shrink(Stage::Failing) {
+                        true => Err(FfaError::Denied),
+                        false => Ok(Some(bytes.len())),
+                    },
+                    _ => Err(FfaError::InvalidParameters),
+                };
+                match expected {
+                    Err(FfaError::Denied) => _ = self.regions.remove(index),
+                    _ => self.regions[index].1 = region,
                 }
-                ensure(lent.is_ok() == possible, rule::STATUS)
+                let sent = self.bench.send_next(handle, &bytes[rest..]);
+                ensure(sent == expected.map(|offset| (handle, offset)), rule::STATUS)
             }
             Action::Retrieve(partition, index) => {
                 let (handle, region) = &mut self.regions[index];
@@ -219,13 +331,18 @@ impl<'a> Run<'a> {
                     bench.retrieve(partition, &request(id, *handle)).map(|(_, pages)| pages as usize);
                 let expected = match *region {
                     _ if region.borrower != partition => Err(FfaError::InvalidParameters),
-                    Region { mapped: true, .. } => Err(FfaError::Denied),
-                    Region { pages, .. } => Ok(pages.len()),
+                    Region { stage: Stage::Mapped, .. } => Err(FfaError::Denied),
+                    // Of two pages that are to be zeroed, one is left.
+                    Region { stage: Stage::Held | Stage::Zeroing, .. } => Ok(region.pages.len()),
+                    _ => Err(FfaError::InvalidParameters),
                 };
+                let zeroed = region.stage == Stage::Zeroing;
+                let pages = region.pages;
                 if expected.is_ok() {
-                    (region.mapped, region.notice) = (true, None);
+                    (region.stage, region.notice) = (Stage::Mapped, None);
                 }
-                ensure(retrieved == expected, rule::STATUS)
+                ensure(retrieved == expected, rule::STATUS)?;
+                ensure(!zeroed || expected.is_err() || !self.any_secret(pages), rule::SCRUBBED)
             }
             Action::Write(index) => {
                 for page in self.regions[index].1.pages {
@@ -234,18 +351,25 @@ impl<'a> Run<'a> {
                 }
                 Ok(())
             }
-            Action::Relinquish(index) => {
+            Action::Relinquish(index, zero) => {
                 let (handle, region) = &mut self.regions[index];
-                let relinquished = bench.relinquish(region.borrower, *handle, 0);
-                (region.mapped, region.notice) = (false, None);
-                ensure(relinquished.is_ok(), rule::STATUS)
+                let stage = match (zero, region.stage, region.pages.len()) {
+                    (true, Stage::Mapped, 2) => Stage::Zeroing,
+                    _ => Stage::Held,
+                };
+                let expected = if stage == Stage::Zeroing { Err(FfaError::Retry) } else { Ok(()) };
+                let relinquished = bench.relinquish(region.borrower, *handle, zero.into());
+                (region.stage, region.notice) = (stage, None);
+                let pages = region.pages;
+                ensure(relinquished == expected, rule::STATUS)?;
+                ensure(!zero || stage == Stage::Zeroing || !self.any_secret(pages), rule::SCRUBBED)
             }
             Action::Crash(partition) => {
                 bench.spmc.aborted(partition);
                 for (_, region) in
-                    self.regions.iter_mut().filter(|(_, r)| r.borrower == partition && r.mapped)
+                    self.regions.iter_mut().filter(|(_, r)| r.borrower == partition && r.mapped())
                 {
-                    (region.mapped, region.notice) = (false, None);
+                    (region.stage, region.notice) = (Stage::Held, None);
                 }
                 Ok(())
             }
@@ -261,12 +385,13 @@ impl<'a> Run<'a> {
                 let answer = bench.revoke(*handle);
                 let ended = region.notice == Some(true);
                 match answer {
-                    (Status::Revoked, 0) if !region.mapped => Ok(()),
+                    (Status::BadHandle, 0) if !region.is_whole() => Ok(()),
+                    (Status::Revoked, 0) if region.is_whole() && !region.mapped() => Ok(()),
                     (Status::Revoked, _) if ended => {
-                        (region.mapped, region.notice) = (false, None);
+                        (region.stage, region.notice) = (Stage::Held, None);
                         Ok(())
                     }
-                    (Status::Noticed, left) if region.mapped && !ended => {
+                    (Status::Noticed, left) if region.mapped() && !ended => {
                         region.notice = Some(false);
                         ensure((1..=NOTICE_NS).contains(&left), rule::STATUS)
                     }
@@ -281,12 +406,20 @@ impl<'a> Run<'a> {
                 Ok(())
             }
             Action::Reclaim(index) => {
-                let (handle, region) = self.regions[index];
-                let expected = if region.mapped { Err(FfaError::Denied) } else { Ok(()) };
+                let (handle, region) = &mut self.regions[index];
+                let (handle, stage) =
+                    (*handle, if region.is_whole() { Stage::Leaving } else { Stage::Failing });
+                let expected = if region.mapped() {
+                    Err(FfaError::Denied)
+                } else if region.shrink(stage) {
+                    Ok(())
+                } else {
+                    Err(FfaError::Retry)
+                };
                 if expected.is_ok() {
                     self.regions.remove(index);
                 }
-                ensure(bench.reclaim(handle) == expected, rule::RECALLED)
+                ensure(bench.reclaim_slice(handle) == expected, rule::RECALLED)
             }
             Action::Realm(to) => {
                 bench.spmc.hardware.worlds.insert(address(REALMS), to);
@@ -301,9 +434,10 @@ impl<'a> Run<'a> {
             let (region, second) = (regions.next().map(|(_, region)| *region), regions.next());
             let claimed = self.bench.spmc.ledger.claims.is_claimed(address(page));
             let (held, secure) = (region.is_some(), self.world(page) == Gpi::Secure);
-            ensure(second.is_none() && secure == held && claimed == held, rule::ONE_OWNER)?;
+            let moved = region.is_some_and(|region| region.pages[..region.secure].contains(&page));
+            ensure(second.is_none() && secure == moved && claimed == held, rule::ONE_OWNER)?;
             for partition in [LLM, HOSTILE] {
-                let borrows = region.is_some_and(|region| region.mapped && region.borrower == partition);
+                let borrows = region.is_some_and(|region| region.mapped() && region.borrower == partition);
                 ensure(self.tlb.contains(&(partition, page)) == borrows, rule::REACH)?;
             }
             ensure(secure || !self.is_secret(page), rule::SCRUBBED)?;
@@ -314,7 +448,7 @@ impl<'a> Run<'a> {
     /// The normal world wants everything back, now: it gets it, and nobody else reaches it.
     fn recall_everything(&mut self) -> Checked {
         while !self.regions.is_empty() {
-            if self.regions[0].1.mapped {
+            if self.regions[0].1.mapped() {
                 [Action::Revoke(0), Action::Deadline, Action::Revoke(0)]
                     .into_iter()
                     .try_for_each(|action| self.call(action))?;
@@ -389,10 +523,13 @@ impl Model for Exploration {
             let retrieve = |partition: &usize| key.serving[*partition];
             let retrieve = [LLM, HOSTILE].into_iter().filter(retrieve);
             actions.extend(retrieve.map(|partition| Action::Retrieve(partition, index)));
-            if region.mapped {
-                actions.extend([Action::Write(index), Action::Relinquish(index)]);
+            if region.mapped() {
+                actions.extend([Action::Write(index), Action::Relinquish(index, false)]);
             }
-            actions.extend([Action::Revoke(index), Action::Reclaim(index)]);
+            if (region.mapped() || region.stage == Stage::Zeroing) && key.serving[region.borrower] {
+                actions.push(Action::Relinquish(index, true));
+            }
+            actions.extend([Action::Continue(index), Action::Revoke(index), Action::Reclaim(index)]);
         }
         if key.regions.iter().any(|region| region.notice == Some(false)) {
             actions.push(Action::Deadline);
@@ -414,11 +551,25 @@ impl Model for Exploration {
         vec![
             Property::always("no rule is broken", |_, state: &State| state.key.broken.is_none()),
             Property::sometimes("both partitions have mapped memory", |_, state: &State| {
-                let has = |borrower| state.key.regions.iter().any(|r| r.mapped && r.borrower == borrower);
+                let has = |borrower| state.key.regions.iter().any(|r| r.mapped() && r.borrower == borrower);
                 has(LLM) && has(HOSTILE)
             }),
             Property::sometimes("a partition is gone, and its secret is still there", |_, state: &State| {
                 !state.key.serving[LLM] && state.key.pages[0].1
+            }),
+            Property::sometimes(
+                "a page is lent anew while its region is being reclaimed",
+                |_, state: &State| {
+                    let regions = &state.key.regions;
+                    regions
+                        .iter()
+                        .filter(|region| region.stage == Stage::Leaving)
+                        .any(|old| regions.iter().any(|new| new.mapped() && old.lent.contains(&new.pages[0])))
+                },
+            ),
+            Property::sometimes("one region arrives while others go", |_, state: &State| {
+                let has = |stage| state.key.regions.iter().any(|region| region.stage == stage);
+                has(Stage::Arriving) && has(Stage::Failing) && has(Stage::Leaving)
             }),
             Property::sometimes("notices run and have ended", |_, state: &State| {
                 let has = |ended| state.key.regions.iter().any(|region| region.notice == Some(ended));

@@ -21,6 +21,8 @@ pub use arm_ffa::{FfaError as Code, FuncId as Function, memory_management::Const
 pub const VERSION: u32 = 0x0001_0002;
 /// Bytes of one page of a descriptor.
 pub const PAGE_SIZE: u64 = 4096;
+/// Bytes of a descriptor that the SPMC takes in a call: what a longer fragment has more, it asks for again.
+pub const FRAGMENT: usize = PAGE_SIZE as usize;
 
 /// Why an FF-A call did not do what it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +189,7 @@ impl<'a, C: Conduit> Ffa<'a, C> {
 
     /// Lends, shares or donates `regions` to `receiver`, read-write and never executable; answers the handle.
     ///
-    /// A descriptor longer than the TX buffer goes in fragments (`FFA_MEM_FRAG_TX`).
+    /// A descriptor longer than [`FRAGMENT`] or the TX buffer goes in fragments (`FFA_MEM_FRAG_TX`).
     ///
     /// # Errors
     ///
@@ -199,10 +201,12 @@ impl<'a, C: Conduit> Ffa<'a, C> {
         regions: &[ConstituentMemRegion],
     ) -> Result<u64, Error> {
         let descriptor = descriptor(transfer, receiver, regions);
-        self.transfer_descriptor(transfer, &descriptor, self.tx.len())
+        self.transfer_descriptor(transfer, &descriptor, self.tx.len().min(FRAGMENT))
     }
 
-    /// Sends a packed descriptor in fragments of at most `fragment` bytes, a multiple of 16.
+    /// Sends a packed descriptor in fragments of at most `fragment` bytes, a multiple of 16. Each answer says from where on the
+    /// SPMC wants the next one: behind the last, or before its end if that had more than the SPMC does in a call; at the end
+    /// of all, for an empty one, if it only needs another call.
     ///
     /// # Errors
     ///
@@ -210,34 +214,44 @@ impl<'a, C: Conduit> Ffa<'a, C> {
     ///
     /// # Panics
     ///
-    /// Panics if a fragment is longer than the TX buffer or empty.
+    /// Panics if a fragment is longer than the TX buffer.
     pub fn transfer_descriptor(
         &mut self,
         transfer: Transfer,
         descriptor: &[u8],
         fragment: usize,
     ) -> Result<u64, Error> {
-        let mut fragments = descriptor.chunks(fragment);
-        let first = fragments.next().unwrap_or_default();
-        self.tx[..first.len()].copy_from_slice(first);
-        let lengths = [descriptor.len() as u64, first.len() as u64];
-        let mut answer = self.raw(transfer.function(), &lengths);
-        for part in fragments {
-            let [_, low, high, ..] = expect(answer, FuncId::MemFragRx)?;
-            self.tx[..part.len()].copy_from_slice(part);
-            answer = self.raw(FuncId::MemFragTx, &[low, high, part.len() as u64, 0]);
+        let length = self.put(&descriptor[..descriptor.len().min(fragment)]);
+        let mut answer = self.raw(transfer.function(), &[descriptor.len() as u64, length]);
+        while function(&answer) == Ok(FuncId::MemFragRx) {
+            let [x0, low, high, offset, ..] = answer;
+            let rest = descriptor.get(offset as usize..).ok_or(Error::Unexpected(x0))?;
+            let length = self.put(&rest[..rest.len().min(fragment)]);
+            answer = self.raw(FuncId::MemFragTx, &[low, high, length, 0]);
         }
         let answer = success(answer)?;
         Ok(join(answer[2], answer[3]))
     }
 
-    /// `FFA_MEM_RECLAIM`: takes everything under `handle` back, once its receiver has relinquished it.
+    /// Puts a fragment into the TX buffer, and answers its length.
+    fn put(&mut self, fragment: &[u8]) -> u64 {
+        self.tx[..fragment.len()].copy_from_slice(fragment);
+        fragment.len() as u64
+    }
+
+    /// `FFA_MEM_RECLAIM`: takes everything under `handle` back, once its receiver has relinquished it, in as many calls as the
+    /// SPMC needs (`RETRY` until all is back).
     ///
     /// # Errors
     ///
     /// [`Error::Code`] `Denied` while the receiver holds it; otherwise as [`Self::simple`].
     pub fn reclaim(&mut self, handle: u64) -> Result<(), Error> {
-        self.simple(FuncId::MemReclaim, &[handle & 0xffff_ffff, handle >> 32, 0]).map(drop)
+        loop {
+            match self.simple(FuncId::MemReclaim, &[handle & 0xffff_ffff, handle >> 32, 0]) {
+                Err(Error::Code(FfaError::Retry)) => {}
+                answer => return answer.map(drop),
+            }
+        }
     }
 
     /// `FFA_MSG_SEND_DIRECT_REQ2` to a service of `partition`; answers the response.
@@ -346,10 +360,6 @@ fn failure(answer: &Registers) -> Error {
         Ok(FuncId::Error32 | FuncId::Error64) => code((answer[2] as u32).cast_signed()),
         _ => Error::Unexpected(answer[0]),
     }
-}
-
-fn expect(answer: Registers, wanted: FuncId) -> Result<Registers, Error> {
-    if function(&answer) == Ok(wanted) { Ok(answer) } else { Err(failure(&answer)) }
 }
 
 fn success(answer: Registers) -> Result<Registers, Error> {

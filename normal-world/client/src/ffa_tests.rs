@@ -45,7 +45,7 @@ fn every_error_code_comes_through() {
     {
         let mut tx = [];
         let mut ffa = Ffa::new(script(&[(FuncId::Error32, &[0, error(code)])]), &mut tx);
-        assert_eq!(ffa.reclaim(1), Err(Error::Code(code)));
+        assert_eq!(ffa.simple(FuncId::MemReclaim, &[1]), Err(Error::Code(code)));
     }
     let mut tx = [];
     let mut ffa = Ffa::new(script(&[(FuncId::Error32, &[0, 0xffff_ff00])]), &mut tx);
@@ -134,6 +134,38 @@ fn a_refused_fragment_ends_the_transfer() {
     let regions = [Region { address: 0x5000_0000, page_cnt: 1 }; 3];
     assert_eq!(ffa.transfer(Transfer::Lend, LLM_PARTITION, &regions), Err(Error::Code(FfaError::NoMemory)));
     assert_eq!(ffa.conduit().calls[1][..4], [0x8400_007b, 7, 8, 32]);
+}
+
+#[test]
+fn a_reclaim_is_repeated_until_all_is_back() {
+    let mut tx = [];
+    let retry: (FuncId, &[u64]) = (FuncId::Error32, &[0, error(FfaError::Retry)]);
+    let mut ffa = Ffa::new(script(&[retry, retry, (FuncId::Success32, &[])]), &mut tx);
+    assert_eq!(ffa.reclaim(5 << 32 | 7), Ok(()));
+    assert_eq!(ffa.conduit().calls, [registers(FuncId::MemReclaim.into(), &[7, 5, 0]); 3]);
+    ffa.conduit().answers =
+        script(&[retry, (FuncId::Error32, &[0, error(FfaError::InvalidParameters)])]).answers;
+    assert_eq!(ffa.reclaim(7), Err(Error::Code(FfaError::InvalidParameters)), "another core was faster");
+}
+
+#[test]
+fn the_spmc_says_what_it_wants_next() {
+    let mut tx = [0; 4096];
+    let regions: Vec<_> =
+        (0..4).map(|i| Region { address: 0x5000_0000 + 2 * i * PAGE_SIZE, page_cnt: 1 }).collect();
+    let bytes = descriptor(Transfer::Lend, LLM_PARTITION, &regions);
+    // It takes two ranges of the first fragment, then one, then the last one, and needs a call more.
+    let more = |offset| (FuncId::MemFragRx, [7, 8, offset]);
+    let answers = [more(112), more(128), more(144), more(144)];
+    let mut answers: Vec<_> = answers.iter().map(|(function, rest)| (*function, &rest[..])).collect();
+    answers.push((FuncId::Success32, &[0, 7, 8]));
+    let mut ffa = Ffa::new(script(&answers), &mut tx);
+    assert_eq!(ffa.transfer(Transfer::Lend, LLM_PARTITION, &regions), Ok(8 << 32 | 7));
+    let lengths: Vec<_> = ffa.conduit().calls.iter().map(|call| call[3]).collect();
+    assert_eq!((bytes.len(), &lengths[1..]), (144, &[32, 16, 0, 0][..]));
+    ffa.conduit().answers = script(&[(FuncId::MemFragRx, &[7, 8, 145])]).answers;
+    let beyond = ffa.transfer(Transfer::Lend, LLM_PARTITION, &regions);
+    assert_eq!(beyond, Err(Error::Unexpected(0x8400_007a)), "there is nothing beyond the end");
 }
 
 /// Puts fragments together as a relayer does: the length sent so far decides.

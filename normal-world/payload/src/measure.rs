@@ -65,7 +65,7 @@ fn measure(system: &mut System, borrower: EndpointId, shape: &str, pages: Vec<u6
     let start = now_ns();
     let handle = system
         .ffa
-        .transfer_descriptor(Transfer::Lend, &descriptor, system.fragment())
+        .transfer_descriptor(Transfer::Lend, &descriptor, ffa::FRAGMENT)
         .map_err(|e| format!("lending: {e}"))?;
     figure("lend", shape, now_ns() - start);
 

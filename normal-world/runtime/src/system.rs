@@ -16,8 +16,8 @@ use flexserve_platform::{DRAM, LENDABLE, PAYLOAD_BASE};
 
 use crate::{exceptions, mmu};
 
-/// Pages of each of the RX/TX buffers: 4095 constituents a fragment.
-const BUFFER_PAGES: usize = 16;
+/// Pages of each of the RX/TX buffers: all that the SPMC takes in a call.
+const BUFFER_PAGES: usize = ffa::FRAGMENT / ffa::PAGE_SIZE as usize;
 
 /// RAM comes in multiples of this many bytes.
 const RAM_UNIT: u64 = 1 << 20;
@@ -133,12 +133,6 @@ impl System {
         let dirty = lent.pages.iter().filter(|&&page| !is_zero(page)).count();
         self.pages.release(&lent.pages);
         dirty as u64
-    }
-
-    /// Most bytes of a descriptor that a call can carry.
-    #[must_use]
-    pub const fn fragment(&self) -> usize {
-        BUFFER_PAGES * ffa::PAGE_SIZE as usize
     }
 }
 

@@ -21,7 +21,7 @@ use flexserve_spmc::{
     spmc::Spmc,
     tables::{PAGE, Pool, Table, TableId},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops};
 
 pub const BANK: Bank = LENDABLE[0];
 pub const TX: u64 = BANK.base;
@@ -76,6 +76,9 @@ pub struct Fake {
     pub refused: Option<u64>,
     /// EL3 is busy so many times.
     pub busy: u32,
+    /// Granules that were moved, and pages that were zeroed.
+    pub moved: u32,
+    pub zeroed: u32,
     /// What partitions logged.
     pub logged: Vec<(EndpointId, Vec<u8>)>,
     /// What the clock says.
@@ -97,10 +100,15 @@ impl Fake {
         self.memory.entry(page).or_insert([0xa5; PAGE as usize])
     }
 
-    fn copy(&mut self, physical: u64, len: usize, mut each: impl FnMut(usize, &mut u8)) {
-        for i in 0..len {
-            let address = physical + i as u64;
-            each(i, &mut self.page(address & !(PAGE - 1))[(address % PAGE) as usize]);
+    /// Calls `each` with the memory of a range, page by page, and which part of the range that is.
+    fn copy(&mut self, physical: u64, len: usize, mut each: impl FnMut(ops::Range<usize>, &mut [u8])) {
+        let mut done = 0;
+        while done < len {
+            let address = physical + done as u64;
+            let at = (address % PAGE) as usize;
+            let count = (len - done).min(PAGE as usize - at);
+            each(done..done + count, &mut self.page(address - at as u64)[at..at + count]);
+            done += count;
         }
     }
 
@@ -139,6 +147,7 @@ impl Hardware for Fake {
                     self.worlds.insert(page, to);
                 }
                 done += 1;
+                self.moved += 1;
             }
         }
         (Status::Success, done)
@@ -174,25 +183,26 @@ impl Hardware for Fake {
 
     fn read_normal(&mut self, physical: u64, to: &mut [u8]) -> Result<(), Unreachable> {
         self.reachable(physical, to.len())?;
-        self.copy(physical, to.len(), |i, byte| to[i] = *byte);
+        self.copy(physical, to.len(), |part, bytes| to[part].copy_from_slice(bytes));
         Ok(())
     }
 
     fn write_normal(&mut self, physical: u64, from: &[u8]) -> Result<(), Unreachable> {
         self.reachable(physical, from.len())?;
-        self.copy(physical, from.len(), |i, byte| *byte = from[i]);
+        self.copy(physical, from.len(), |part, bytes| bytes.copy_from_slice(&from[part]));
         Ok(())
     }
 
     fn read_secure(&mut self, physical: u64, to: &mut [u8]) {
-        self.copy(physical, to.len(), |i, byte| to[i] = *byte);
+        self.copy(physical, to.len(), |part, bytes| to[part].copy_from_slice(bytes));
     }
 
     fn write_secure(&mut self, physical: u64, from: &[u8]) {
-        self.copy(physical, from.len(), |i, byte| *byte = from[i]);
+        self.copy(physical, from.len(), |part, bytes| bytes.copy_from_slice(&from[part]));
     }
 
     fn zero(&mut self, physical: u64, pages: u32) {
+        self.zeroed += pages;
         let pages = match self.flaw {
             Some(Flaw::Zero) => 0,
             Some(Flaw::LastZero) => pages - 1,
@@ -324,11 +334,27 @@ impl<'a> Bench<'a> {
         self.spmc.partition(index).entry + 0x2000
     }
 
-    /// Sends a descriptor in one fragment and answers the handle.
+    /// Sends a descriptor, in as many calls as it takes, and answers the handle.
     pub fn send(&mut self, function: FuncId, descriptor: &[u8]) -> Result<u64, FfaError> {
+        let mut sent = self.send_first(function, descriptor);
+        while let Ok((handle, Some(offset))) = sent {
+            sent = self.send_next(handle, &descriptor[offset..]);
+        }
+        sent.map(|(handle, _)| handle)
+    }
+
+    /// Sends a descriptor, and answers the handle, and from which offset on the manager wants more.
+    pub fn send_first(&mut self, function: FuncId, descriptor: &[u8]) -> Result<Sent, FfaError> {
         self.spmc.hardware.write_normal(TX, descriptor).unwrap();
         let len = descriptor.len() as u64;
-        self.ok(function, &[len, len]).map(|values| values[1] << 32 | values[0])
+        sent(&short(self.normal(function, &[len, len])))
+    }
+
+    /// Sends a fragment, perhaps of nothing.
+    pub fn send_next(&mut self, handle: u64, fragment: &[u8]) -> Result<Sent, FfaError> {
+        self.spmc.hardware.write_normal(TX, fragment).unwrap();
+        let args = [handle & 0xffff_ffff, handle >> 32, fragment.len() as u64];
+        sent(&short(self.normal(FuncId::MemFragTx, &args)))
     }
 
     /// Lends ranges to the LLM partition.
@@ -354,7 +380,18 @@ impl<'a> Bench<'a> {
         self.recall(REVOKE, handle)
     }
 
+    /// Reclaims a region, in as many calls as it takes.
     pub fn reclaim(&mut self, handle: u64) -> Result<(), FfaError> {
+        loop {
+            match self.reclaim_slice(handle) {
+                Err(FfaError::Retry) => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    /// One call of that.
+    pub fn reclaim_slice(&mut self, handle: u64) -> Result<(), FfaError> {
         self.ok(FuncId::MemReclaim, &[handle & 0xffff_ffff, handle >> 32]).map(drop)
     }
 
@@ -407,6 +444,19 @@ pub fn short(step: Step) -> Registers {
 pub fn error(registers: &Registers) -> FfaError {
     assert_eq!(registers[0], u64::from(u32::from(FuncId::Error32)), "{registers:x?}");
     FfaError::try_from(registers[2] as i32).unwrap()
+}
+
+/// A handle, and from which offset of its descriptor on the manager wants more, if it does.
+pub type Sent = (u64, Option<usize>);
+
+fn sent(registers: &Registers) -> Result<Sent, FfaError> {
+    match registers[0] as u32 {
+        function if function == u32::from(FuncId::Success32) => Ok((registers[3] << 32 | registers[2], None)),
+        function if function == u32::from(FuncId::MemFragRx) => {
+            Ok((registers[2] << 32 | registers[1], Some(registers[3] as usize)))
+        }
+        _ => Err(error(registers)),
+    }
 }
 
 fn result(step: Step) -> Result<Vec<u64>, FfaError> {
