@@ -8,12 +8,12 @@ use flexserve_abi::{
     recall::{NOTICE_NS, Status},
 };
 use flexserve_client::{
-    Conduit as _, Registers,
+    Registers,
     ffa::{self, Code, Error, Function, Transfer},
     probe::{self, Outcome},
     recall, registers,
 };
-use flexserve_normal_runtime::{cores, exceptions, gic, system::Smc, timer};
+use flexserve_normal_runtime::{cores, exceptions, timer};
 
 use crate::{
     bench::{Bench, dirty_bytes},

@@ -8,14 +8,14 @@ use flexserve_abi::{
     recall::Status,
 };
 use flexserve_client::{
-    Conduit, Registers,
+    Registers,
     ffa::{Code, Error, Function},
     probe::{self, Outcome},
     recall, registers,
 };
 
 use super::{Bench, ensure};
-use crate::{gic, system::Smc, timer};
+use crate::timer;
 
 /// Time that the borrower gets at once, in microseconds.
 const SLICE: u64 = 500;
