@@ -49,6 +49,8 @@ pub struct Bench {
     backend: u64,
     /// Pages that follow each other and are not handed out yet.
     contiguous: Range<u64>,
+    /// Pages of [`Bench::large`].
+    large: Vec<u64>,
 }
 
 impl Bench {
@@ -65,7 +67,7 @@ impl Bench {
             system.pages = Scatter::new(banks);
         }
         let backend = call(fid::FEATURES, &[Feature::Backend as u64])[0];
-        Self { system, proxy, backend, contiguous }
+        Self { system, proxy, backend, contiguous, large: Vec::new() }
     }
 
     /// Whether the Secure world makes calls for the suite, in the SPMC's place.
@@ -117,6 +119,17 @@ impl Bench {
         let pages: Vec<u64> = (start..end).step_by(GRANULE_SIZE).collect();
         pages.iter().copied().for_each(fill);
         Ok(pages)
+    }
+
+    /// More pages next to each other than any call should do at a time, the same for each case, with a pattern of their own.
+    pub fn large(&mut self) -> Result<Vec<u64>, Failure> {
+        const PAGES: usize = 1200;
+        self.system()?;
+        if self.large.is_empty() {
+            self.large = self.contiguous(PAGES)?;
+        }
+        self.large.iter().copied().for_each(fill);
+        Ok(self.large.clone())
     }
 
     /// Pages with a pattern of their own.

@@ -4,6 +4,8 @@
 //! must be: its own pattern, or zero since they came back. Some turns are races for the same page, which one core must win.
 //! The seed decides what each core does; how the cores meet is the machine's.
 
+mod race;
+
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
@@ -24,6 +26,8 @@ use flexserve_normal_runtime::{
 };
 use spin::Mutex;
 
+use race::Race;
+
 use crate::{
     bench::{Bench, GRANULE, call, dirty_bytes, status},
     cases::recall::Held,
@@ -36,8 +40,8 @@ const PAGES: usize = 48;
 const LEND: u64 = 8;
 /// Most regions that a core has lent at a time.
 const REGIONS: usize = 12;
-/// One turn in so many is a recall that the borrower ignores: it takes milliseconds.
-const RECALLS: u64 = 1000;
+/// One turn in so many is a recall that the borrower ignores, or one of a large region: either takes milliseconds.
+const RECALLS: u64 = 500;
 /// Parts of the whole of which the host is told.
 const PARTS: u64 = 50;
 
@@ -56,21 +60,8 @@ struct Shared {
     stop: AtomicBool,
     failure: Mutex<Option<String>>,
     race: Race,
-}
-
-/// One call that any core may make while it is open: it must succeed exactly once.
-#[derive(Default)]
-struct Race {
-    /// The core that opens it holds this for its time.
-    owner: Mutex<()>,
-    open: AtomicBool,
-    /// Cores that are about to call, or do.
-    inside: AtomicU64,
-    /// Function and arguments.
-    call: [AtomicU64; 4],
-    successes: AtomicU64,
-    /// What a success answered in x2 and x3.
-    result: [AtomicU64; 2],
+    /// Pages that all cores take back together, a slice each call; whoever owns the race has them.
+    large: Vec<u64>,
 }
 
 /// A page's shadow.
@@ -108,6 +99,7 @@ macro_rules! ensure {
         }
     };
 }
+use ensure;
 
 /// Makes `total` turns on all cores.
 ///
@@ -115,6 +107,7 @@ macro_rules! ensure {
 ///
 /// What differed from the shadow, or what is missing.
 pub fn run(mut bench: Bench, total: u64, seed: u64) -> Verdict {
+    let large = bench.large()?;
     let borrower = bench.borrower()?;
     let cores = cores::count();
     // Page i is core i's, modulo their number: every table entry holds pages of all of them.
@@ -133,6 +126,7 @@ pub fn run(mut bench: Bench, total: u64, seed: u64) -> Verdict {
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
         race: Race::default(),
+        large,
     });
     let worker = |core: usize| {
         let own = addresses.iter().skip(core).step_by(cores);
@@ -196,7 +190,7 @@ impl Worker {
     fn turn(&mut self) -> Outcome {
         self.join_race();
         if self.random.below(RECALLS) == 0 {
-            return self.recall();
+            return if self.random.below(2) == 0 { self.recall() } else { self.recall_large() };
         }
         match self.random.below(100) {
             0..25 => self.check_and_write(),
@@ -488,49 +482,40 @@ impl Worker {
         self.came_back(&pages)
     }
 
+    /// Lends a large region, which all cores then take back together.
+    fn recall_large(&mut self) -> Outcome {
+        let shared = self.shared.clone();
+        let Some(_owner) = shared.race.owner.try_lock() else { return Ok(()) };
+        let pages = &shared.large;
+        for page in pages {
+            let at = self.random.below(GRANULE) as usize;
+            // SAFETY: the page is the race's owner's, and not lent.
+            let bytes = unsafe { page_mut(*page) };
+            bytes[at] = 0xa5;
+        }
+        let handle = {
+            let mut bench = shared.bench.lock();
+            let ffa = &mut bench.system().map_err(|_| "no FF-A")?.ffa;
+            let handle = ffa.transfer(Transfer::Lend, shared.borrower, &ffa::regions(pages));
+            handle.map_err(|e| format!("lending a large region: {e}"))?
+        };
+        let page = pages[self.random.below(pages.len() as u64) as usize];
+        ensure!(exceptions::read(page).is_err(), "{page:#x} of a large region is lent and can be read");
+        shared.race.run([u32::from(Function::MemReclaim).into(), handle & 0xffff_ffff, handle >> 32, 0])?;
+        for counter in [&shared.lent, &shared.returned] {
+            counter.fetch_add(pages.len() as u64, SeqCst);
+        }
+        // SAFETY: all of them are back.
+        let is_zero = |page: u64| unsafe { page_mut(page) }.as_chunks::<8>().0.iter().all(|w| *w == [0; 8]);
+        match pages.iter().find(|page| !is_zero(**page)) {
+            None => Ok(()),
+            Some(page) => Err(format!("{page:#x} of a large region comes back with contents")),
+        }
+    }
+
     /// Calls along if a race is open.
     fn join_race(&mut self) {
-        let race = &self.shared.race;
-        if race.open.load(SeqCst) {
-            race.inside.fetch_add(1, SeqCst);
-            if race.open.load(SeqCst) {
-                race.call();
-            }
-            race.inside.fetch_sub(1, SeqCst);
-        }
-    }
-}
-
-impl Race {
-    /// Opens the race, runs along, and waits for whoever joined. Answers what the one success answered.
-    fn run(&self, registers: [u64; 4]) -> Result<[u64; 2], String> {
-        self.call.iter().zip(registers).for_each(|(slot, value)| slot.store(value, SeqCst));
-        self.successes.store(0, SeqCst);
-        self.open.store(true, SeqCst);
-        // A core that looks now joins; a refusal because the other is still being served is tried again.
-        for _ in 0..1000 {
-            self.call();
-            if self.successes.load(SeqCst) != 0 {
-                break;
-            }
-        }
-        self.open.store(false, SeqCst);
-        while self.inside.load(SeqCst) != 0 {
-            core::hint::spin_loop();
-        }
-        let successes = self.successes.load(SeqCst);
-        ensure!(successes == 1, "a race for {registers:x?} was won {successes} times");
-        Ok([&self.result[0], &self.result[1]].map(|slot| slot.load(SeqCst)))
-    }
-
-    fn call(&self) {
-        let [function, a, b, c] = self.call.each_ref().map(|slot| slot.load(SeqCst));
-        let answer = call(function as u32, &[a, b, c]);
-        if answer[0] == u64::from(u32::from(Function::Success32)) {
-            self.result[0].store(answer[2], SeqCst);
-            self.result[1].store(answer[3], SeqCst);
-            self.successes.fetch_add(1, SeqCst);
-        }
+        self.shared.race.join();
     }
 }
 

@@ -11,6 +11,7 @@ mod realm;
 pub mod recall;
 mod registers;
 mod secure;
+mod slices;
 mod smccc;
 
 use crate::{bench::Bench, suite::Cases};
@@ -32,6 +33,7 @@ pub fn all(bench: &Bench) -> Cases {
     ownership::cases(&mut cases);
     faults::cases(&mut cases);
     recall::cases(&mut cases);
+    slices::cases(&mut cases);
     cores::cases(&mut cases);
     cases
 }
