@@ -146,7 +146,8 @@ pub struct Region {
     /// Its pages. Those that have left are in it no more.
     pub pages: Pages,
     state: State,
-    /// Of its pages, so many at the beginning are Secure: all of them between two calls, none of a shared region.
+    /// Of its pages, so many at the beginning are Secure: between two calls all of them, unless it has failed; none of a shared
+    /// region.
     secure: u32,
     /// When its lender asked to have it revoked.
     notice: Option<u64>,
