@@ -1,5 +1,6 @@
 //! Counts instructions of programs for Arm: `qemu-aarch64` with our plugin.
 
+use super::loops::{self, Block, Loop};
 use crate::{
     paths::Paths,
     process,
@@ -29,10 +30,21 @@ pub struct Counter {
 /// What a program counted and said.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Counts {
-    /// Instructions at each mark of the program, and at its end; and the time then, in nanoseconds.
-    pub marks: Vec<(u64, u64)>,
+    /// At each mark of the program, and at its end.
+    pub marks: Vec<Mark>,
     /// What it printed, messages included.
     pub output: String,
+}
+
+/// A moment in a program's life.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Mark {
+    /// Instructions so far.
+    pub instructions: u64,
+    /// Nanoseconds so far.
+    pub time: u64,
+    /// Loops that the program has gone through since the mark before.
+    pub loops: Vec<Loop>,
 }
 
 impl Counter {
@@ -73,17 +85,25 @@ impl Counter {
         qemu.args(["-cpu", cpu, "-L", toolchain::ARM_LIBRARY_ROOT]).arg(program).args(arguments);
         process::step(what, &mut qemu, &log)?;
         let marks = fs::read_to_string(&out).context("the plugin wrote no counts")?;
-        let marks = marks.lines().map(mark).collect::<Option<_>>().context("counts of an unknown form")?;
+        let marks = read(&marks).context("counts of an unknown form")?;
         let counts = Counts { marks, output: String::from_utf8_lossy(&fs::read(&log)?).into_owned() };
         crate::paths::write_atomically(&cached, serde_json::to_string(&counts)?.as_bytes())?;
         Ok(counts)
     }
 }
 
-/// Reads `instructions nanoseconds`.
-fn mark(line: &str) -> Option<(u64, u64)> {
-    let (instructions, time) = line.split_once(' ')?;
-    Some((instructions.parse().ok()?, time.parse().ok()?))
+/// Reads lines of `instructions nanoseconds`, each with the blocks executed before, a line each, behind it.
+fn read(counts: &str) -> Option<Vec<Mark>> {
+    let mut marks = Vec::new();
+    let mut lines = counts.lines().peekable();
+    while let Some(line) = lines.next() {
+        let (instructions, time) = line.split_once(' ')?;
+        let (instructions, time) = (instructions.parse().ok()?, time.parse().ok()?);
+        let blocks = std::iter::from_fn(|| lines.next_if(|line| line.starts_with('\t')).map(Block::parse));
+        let blocks: Vec<Block> = blocks.collect::<Option<_>>()?;
+        marks.push(Mark { instructions, time, loops: loops::find(&blocks) });
+    }
+    Some(marks)
 }
 
 /// The installed `qemu-aarch64` if it takes plugins, or Debian 12's, unpacked.
@@ -128,9 +148,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn marks_are_pairs_of_numbers() {
-        assert_eq!(mark("12 34"), Some((12, 34)));
-        assert_eq!(mark("12"), None);
-        assert_eq!(mark("12 x"), None);
+    fn marks_are_pairs_of_numbers_with_blocks_behind_them() {
+        let marks = read("12 34\n\t3 1000 14000001\n\t3 1004 54ffffe1\n56 78\n").unwrap();
+        let code = vec![0x1400_0001, 0x54ff_ffe1];
+        assert_eq!(marks[0], Mark { instructions: 12, time: 34, loops: vec![Loop { turns: 3, code }] });
+        assert_eq!(marks[1], Mark { instructions: 56, time: 78, loops: vec![] });
+        for counts in ["12", "12 x", "\t3 1000 1", "12 34\n\tx"] {
+            assert_eq!(read(counts), None, "{counts}");
+        }
     }
 }

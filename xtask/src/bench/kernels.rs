@@ -3,7 +3,9 @@
 use super::{
     Row,
     counter::{Counter, Counts},
-    peer::Peer,
+    mca::{self, Mca},
+    peer::{Peer, Program},
+    products::{self, Product},
 };
 use crate::{
     download, model,
@@ -82,12 +84,7 @@ pub fn measure(paths: &Paths, only: Option<&str>, failures: &mut Vec<anyhow::Err
             bail!("{name} computes other logits than {}", hashes[0].0);
         }
     }
-    for level in &levels {
-        match bench.macs(level) {
-            Ok(macs) => rows.extend(macs),
-            Err(error) => failures.push(error.context(format!("products {}", level.name))),
-        }
-    }
+    rows.extend(bench.products(&levels, peer.as_ref(), failures));
     Ok(rows)
 }
 
@@ -115,39 +112,54 @@ impl Bench {
 
     fn peers(&self, peer: &Peer, level: &Level, gguf: &Path) -> Result<Figures> {
         let what = format!("Counting llama.cpp's instructions: {}", level.name);
-        let program = peer.program(level.march)?;
+        let program = peer.program(Program::Steps, level.march)?;
         let counts = self.counter.count(&what, level.cpu, &program, &[gguf, &self.text])?;
         Figures::of(&counts, buffers(&counts.output), String::new())
     }
 
-    /// Multiply-accumulates for each instruction of each product, against the most that there can be.
-    fn macs(&self, level: &Level) -> Result<Vec<Row>> {
-        let counts =
-            self.counter.count(&format!("Counting products: {}", level.name), level.cpu, &self.macs, &[])?;
-        let products = counts.output.lines().filter_map(|line| serde_json::from_str::<Product>(line).ok());
-        let row = |(product, marks): (Product, &[(u64, u64)])| {
-            let name = format!("macs_per_insn/{}/{}", product.name, level.name);
-            let instructions = marks.last()?.0.checked_sub(marks.first()?.0)?;
-            Some(Row::against(
-                name,
-                "MACs/instruction; peer: ceiling",
-                product.macs / instructions as f64,
-                level.macs,
-            ))
-        };
-        let rows: Vec<Row> = products.zip(counts.marks.chunks_exact(2)).filter_map(row).collect();
-        if rows.is_empty() {
-            bail!("no product was counted");
+    /// What single products take at some levels: multiply-accumulates for each instruction, and cycles.
+    fn products(
+        &self,
+        levels: &[&Level],
+        peer: Option<&Peer>,
+        failures: &mut Vec<anyhow::Error>,
+    ) -> Vec<Row> {
+        let mca = Mca::find().map_err(|error| failures.push(error.context("no cycles"))).ok();
+        let (mut instructions, mut cycles) = (Vec::new(), Vec::new());
+        for level in levels {
+            let mut keep = |products: Result<Vec<Product>>, whose| {
+                let context = || format!("products, {whose} {}", level.name);
+                products.map_err(|error| failures.push(error.context(context()))).ok()
+            };
+            let Some(ours) = keep(self.count_products("products", level, &self.macs), "ours") else {
+                continue;
+            };
+            instructions.extend(ours.iter().map(|ours| ours.macs_per_instruction(level.name, level.macs)));
+            let mut cores = mca::CORES.iter().filter(|core| core.level == level.name).peekable();
+            let Some(mca) = mca.as_ref().filter(|_| cores.peek().is_some()) else { continue };
+            let theirs = peer.and_then(|peer| {
+                let program = peer.program(Program::Products, level.march);
+                let counted =
+                    program.and_then(|program| self.count_products("llama.cpp's products", level, &program));
+                keep(counted, "llama.cpp")
+            });
+            for core in cores {
+                cycles.extend(products::cycles(
+                    mca,
+                    core,
+                    &ours,
+                    theirs.as_deref().unwrap_or_default(),
+                    failures,
+                ));
+            }
         }
-        Ok(rows)
+        [instructions, cycles].concat()
     }
-}
 
-/// What `macs` prints for each product.
-#[derive(Deserialize)]
-struct Product {
-    name: String,
-    macs: f64,
+    fn count_products(&self, what: &str, level: &Level, program: &Path) -> Result<Vec<Product>> {
+        let what = format!("Counting {what}: {}", level.name);
+        products::read(&self.counter.count(&what, level.cpu, program, &[])?)
+    }
 }
 
 /// What `steps` prints.
@@ -184,7 +196,7 @@ impl Figures {
         let between = |from: usize, to: usize, tokens: u64| {
             let (from, to) = counts.marks.get(from).zip(counts.marks.get(to))?;
             let each = |from: u64, to: u64| Some(to.checked_sub(from)? as f64 / tokens as f64 / 1e6);
-            Some((each(from.0, to.0)?, each(from.1, to.1)?))
+            Some((each(from.instructions, to.instructions)?, each(from.time, to.time)?))
         };
         let prefill = between(0, 1, STEPS.0).context("too few marks")?;
         let decode = between(2, 3, STEPS.1).context("too few marks")?;
@@ -223,9 +235,11 @@ fn program(paths: &Paths, package: &str, example: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::counter::Mark;
 
     fn counts(marks: &[(u64, u64)]) -> Counts {
-        Counts { marks: marks.into(), output: String::new() }
+        let mark = |&(instructions, time): &(u64, u64)| Mark { instructions, time, loops: Vec::new() };
+        Counts { marks: marks.iter().map(mark).collect(), output: String::new() }
     }
 
     #[test]

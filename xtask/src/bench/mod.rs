@@ -3,7 +3,10 @@
 mod counter;
 mod granules;
 mod kernels;
+mod loops;
+mod mca;
 mod peer;
+mod products;
 mod recall;
 mod scripts;
 mod size;

@@ -12,8 +12,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The program that takes the steps.
-const DRIVER: &str = "secure-partition/llm/bench/peer.cpp";
 /// Where llama.cpp lies in the source distribution.
 const SOURCE: &str = "vendor/llama.cpp";
 /// `-march` of what holds no kernels.
@@ -37,10 +35,29 @@ const OPTIONS: [&str; 15] = [
     "LLAMA_BUILD_APP=OFF",
 ];
 
+/// A program that uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Takes the steps, with a whole model.
+    Steps,
+    /// Multiplies a matrix of each format.
+    Products,
+}
+
+impl Program {
+    /// Its name, and its source.
+    const fn file(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Steps => ("peer", "secure-partition/llm/bench/peer.cpp"),
+            Self::Products => ("products", "secure-partition/llm/bench/products.cpp"),
+        }
+    }
+}
+
 /// llama.cpp's source, and where it is built.
 pub struct Peer {
     folder: PathBuf,
-    driver: PathBuf,
+    root: PathBuf,
     logs: PathBuf,
     archive: PathBuf,
     jobs: String,
@@ -56,37 +73,41 @@ impl Peer {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from).to_string();
         let folder = paths.out.join("bench/llama.cpp");
         fs::create_dir_all(&folder)?;
-        let (driver, logs) = (paths.root.join(DRIVER), paths.out.join("log"));
-        Ok(Self { folder, driver, logs, archive: download::llama_cpp(paths)?, jobs })
+        let (root, logs) = (paths.root.clone(), paths.out.join("log"));
+        Ok(Self { folder, root, logs, archive: download::llama_cpp(paths)?, jobs })
     }
 
-    /// The program with kernels for `march`, built if need be.
+    /// A program with kernels for `march`, built if need be.
     ///
     /// # Errors
     ///
     /// If it does not compile.
-    pub fn program(&self, march: &str) -> Result<PathBuf> {
-        let program = self.folder.join(format!("peer-{march}"));
-        let inputs = Inputs::default().text(download::LLAMA_CPP_SHA256).file(&self.driver)?;
+    pub fn program(&self, program: Program, march: &str) -> Result<PathBuf> {
+        let (name, file) = program.file();
+        let driver = self.root.join(file);
+        let binary = self.folder.join(format!("{name}-{march}"));
+        let inputs = Inputs::default().text(download::LLAMA_CPP_SHA256).file(&driver)?;
         let inputs = OPTIONS.iter().fold(inputs.text(march), |inputs, option| inputs.text(option));
-        let stamp = Stamp::new(self.folder.join(format!("peer-{march}.stamp")), inputs);
-        if stamp.is_fresh() && program.is_file() {
-            return Ok(program);
+        let stamp = Stamp::new(self.folder.join(format!("{name}-{march}.stamp")), inputs);
+        if stamp.is_fresh() && binary.is_file() {
+            return Ok(binary);
         }
         stamp.clear()?;
         let source = self.source()?;
-        let library = self.library(&source, BASELINE, "llama", "src/libllama.a")?;
+        let mut cxx = process::command("aarch64-linux-gnu-g++");
+        cxx.args(["-std=c++17", "-O2", "-static", "-o"]).arg(&binary).arg(&driver);
+        cxx.arg("-I").arg(source.join("include")).arg("-I").arg(source.join("ggml/include"));
+        if program == Program::Steps {
+            cxx.arg(self.library(&source, BASELINE, "llama", "src/libllama.a")?);
+        }
         let kernels = ["", "-cpu", "-base"].map(|part| format!("ggml/src/libggml{part}.a"));
         let [ggml, cpu, base] = &kernels;
         let ggml = self.library(&source, march, "ggml", ggml)?;
-        let mut cxx = process::command("aarch64-linux-gnu-g++");
-        cxx.args(["-std=c++17", "-O2", "-static", "-o"]).arg(&program).arg(&self.driver);
-        cxx.arg("-I").arg(source.join("include")).arg("-I").arg(source.join("ggml/include"));
-        cxx.args([library, ggml, self.folder.join(march).join(cpu), self.folder.join(march).join(base)]);
+        cxx.args([ggml, self.folder.join(march).join(cpu), self.folder.join(march).join(base)]);
         let log = self.logs.join("peer.log");
         process::step(&format!("Linking llama.cpp for {march}"), &mut cxx, &log)?;
         stamp.set()?;
-        Ok(program)
+        Ok(binary)
     }
 
     /// The model with every matrix in Q4_0, by llama.cpp's own conversion; `run` runs a program for Arm.
@@ -105,7 +126,7 @@ impl Peer {
         }
         stamp.clear()?;
         let mut qemu = process::command("qemu-aarch64");
-        qemu.arg(self.program(BASELINE)?).arg("--requantise").arg(model).arg(&out);
+        qemu.arg(self.program(Program::Steps, BASELINE)?).arg("--requantise").arg(model).arg(&out);
         process::step("Requantising the model", &mut qemu, &self.logs.join("requantise.log"))?;
         stamp.set()?;
         Ok(out)
