@@ -4,7 +4,10 @@
 //! Unused registers are zero. A request that an NS interrupt preempts returns `FFA_INTERRUPT`; `FFA_RUN` resumes it.
 
 /// Version that `OPEN` answers in x6: major in `[31:16]`, minor in `[15:0]`.
-pub const VERSION: u32 = 1 << 16;
+pub const VERSION: u32 = 1 << 16 | 1;
+
+/// Most sessions that are open at the same time.
+pub const SESSIONS: usize = 4;
 
 /// Most tokens of context, whatever the model says.
 pub const MAX_CONTEXT: u64 = 1 << 17;
@@ -22,15 +25,19 @@ pub enum Op {
     /// `(x5: handle of the shared buffer, x6: context in tokens, 0 = the model's) -> (x5: session, x6: VERSION)`.
     ///
     /// The buffer is an `FFA_MEM_SHARE` of whole pages: the prompt and the token ring, see [`crate::ring`].
-    /// One session at a time.
+    /// [`SESSIONS`] at a time, each with a buffer of its own.
     Open = 1,
-    /// `(x5: session) -> ()`. Relinquishes all that was loaded, and the shared buffer.
+    /// `(x5: session) -> ()`. Relinquishes all that was loaded, and the shared buffer. Segments that other sessions of the same
+    /// model use stay until the last of them is closed.
     Close = 2,
     /// `(x5: session, x6: memory handle, x7: segment index or WORKSPACE) ->
-    /// (x5: segments of the model, x6: segments loaded, x7: workspace granules needed)`.
+    /// (x5: segments of the model, x6: segments loaded, x7: workspace granules needed, x8: 1 if the handle was relinquished)`.
     ///
     /// The handle's pages, in the order of its descriptor, hold the segment of the container. Segment 0 comes first
     /// (it describes the others), then any order; the workspace may come at any time after it.
+    ///
+    /// Sessions of the same model, which is one with the same segment 0, share segments. If another session has loaded segment 0,
+    /// this one's is relinquished at once (x8 = 1), and all that was or will be loaded by either is loaded in both.
     Load = 3,
     /// `(x5: session, x6: offset of the prompt in the shared buffer, x7: its bytes, x8: temperature in Q16.16
     /// (0 = greedy), x9: top-p in Q0.16 (0x10000 = 1), x10: seed, x11: most tokens to answer) -> (x5: prompt tokens)`.
@@ -42,10 +49,12 @@ pub enum Op {
     /// `(x5: session, x6: granules wanted) -> (x5: granules given up, x6: n, x7..x16: n handles)`.
     ///
     /// The partition relinquishes whole handles of its choice until it has given up that many granules or has
-    /// none left; call again while n is [`RECALL_HANDLES`].
+    /// none left; call again while n is [`RECALL_HANDLES`]. If segments are shared, the session's workspace goes first; segments
+    /// that go are missing in all sessions of the model, whose answers end: `NEXT` has [`Status::WrongState`].
     Recall = 6,
     /// `(x5: session) -> (x5: State, x6: prompt tokens, x7: answer tokens, x8..x11: SHA-256 over the logits of every
-    /// step as little-endian i32, first byte in x8[7:0], x12: granules held)`.
+    /// step as little-endian i32, first byte in x8[7:0], x12: granules held, shared segments
+    /// included)`.
     Status = 7,
 }
 
@@ -78,7 +87,7 @@ pub enum Status {
     InvalidParameters = -2,
     /// No such session.
     NoSession = -3,
-    /// A session is open already.
+    /// As many sessions are open as there can be.
     Busy = -4,
     /// The operation does not fit the state: segment 0 not loaded, model incomplete, nothing to continue.
     WrongState = -5,

@@ -1,14 +1,15 @@
-//! The part of the request loop in which a complete model answers.
+//! A session while a complete model answers.
 //!
-//! The model borrows the session's memory, so it lives only as long as this loop: a request that takes memory away ends it,
-//! and goes back to the loop outside.
+//! The model borrows the session's memory and the weights, so it lives only as long as [`serve`]: an event that takes memory away
+//! ends it, and goes back to the session's own loop.
 
 use crate::{
+    desk::{Desk, Event},
     memory::{Borrow, SharedBytes},
     reply::{Args, Reply, failure, success},
     ring::Ring,
-    service::{Link, Message, Resources},
-    session::{Prompts, SEGMENTS_MAX, Session},
+    session::{Prompts, Session},
+    weights::SEGMENTS_MAX,
 };
 use flexserve_abi::service::{Finish, Op, State, Status};
 use flexserve_container::{Manifest, Model, limits};
@@ -18,40 +19,48 @@ use flexserve_llm::{
 };
 use heapless::Vec;
 
-/// Serves `first`, and all that follows, up to a request for the loop outside, which is returned.
-pub fn serve<B: Borrow>(
-    session: &mut Session<B>,
-    link: &mut impl Link,
-    first: Message,
-    own: &mut Resources,
-) -> Option<Message> {
-    let (id, granules) = (session.id(), session.granules());
-    let Some((context, parts)) = session.parts() else {
-        return link.exchange(failure(Status::WrongState));
+/// Answers a `GENERATE`, and all that follows up to an event for the session's own loop, which is returned.
+#[allow(
+    clippy::await_holding_refcell_ref,
+    reason = "weights that are borrowed stay, and who wants them waits for it"
+)]
+pub async fn serve<B: Borrow>(session: &mut Session<B>, desk: &Desk<'_, B>, first: Args) -> Event {
+    let granules = session.granules(desk);
+    let (Some(model), Some(workspace)) = (session.model, &mut session.workspace) else {
+        desk.answer(failure(Status::WrongState));
+        return desk.event().await;
     };
-    let segments: Vec<&[u8], SEGMENTS_MAX> = parts.segments.iter().flatten().map(|r| &*r.bytes).collect();
+    let weights = desk.places[model.place].weights.borrow();
+    let segments: Vec<&[u8], SEGMENTS_MAX> = weights.loaded().collect();
     let generator = Manifest::parse(segments.first().copied().unwrap_or_default())
         .and_then(|manifest| Model::new(manifest, &segments))
         .ok()
-        .and_then(|model| Generator::new(model, parts.workspace, context, own.isa).ok())
-        .map(|generator| generator.with_workers(own.workers));
+        .and_then(|weights| Generator::new(weights, &mut workspace.bytes, model.context, desk.own.isa).ok())
+        .map(|generator| generator.with_workers(desk.own.workers));
     let Some(generator) = generator else {
-        return link.exchange(failure(Status::BadModel));
+        desk.answer(failure(Status::BadModel));
+        return desk.event().await;
     };
-    let mut answering =
-        Answering { generator, ring: parts.ring, shared: parts.shared, pending: Vec::new(), granules };
-    let mut next = Some(first);
-    while let Some(message) = next {
-        let reply = match Op::from_code(message.op) {
-            _ if message.args[0] != id => return next,
-            Some(Op::Generate) => answering.generate(&message.args, own.prompt),
-            Some(Op::Next) => answering.more(message.args[1]),
-            Some(Op::Status) => answering.status(),
-            _ => return next,
-        };
-        next = link.exchange(reply);
+    let mut answering = Answering {
+        generator,
+        ring: &mut session.ring,
+        shared: &session.shared,
+        pending: Vec::new(),
+        granules,
+    };
+    let mut event = Event::Request(Op::Generate, first);
+    loop {
+        match event {
+            Event::Request(Op::Generate, args) => {
+                desk.answer(answering.generate(&args, &mut desk.own.prompt.borrow_mut()));
+            }
+            Event::Request(Op::Next, args) => desk.answer(answering.more(args[1])),
+            Event::Request(Op::Status, _) => desk.answer(answering.status()),
+            Event::LetGo(place) if place != model.place => {}
+            _ => return event,
+        }
+        event = desk.event().await;
     }
-    None
 }
 
 struct Answering<'a, S> {

@@ -3,8 +3,10 @@
 //! | module | what |
 //! |---|---|
 //! | `service` | the request loop |
+//! | `desk` | which session a request is for, and what sessions share |
 //! | `session` | what has been lent to a session, and proving it |
-//! | `answer` | the inner loop, while a complete model answers |
+//! | `weights` | a model's segments, for all sessions of that model |
+//! | `answer` | a session while a complete model answers |
 //! | `ring`, `memory`, `reply` | shared memory, borrowed memory, registers |
 //! | `partition` | the entry, on the runtime |
 #![cfg_attr(target_os = "none", no_std, no_main)]
@@ -12,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod answer;
+mod desk;
 mod memory;
 #[cfg(target_os = "none")]
 mod partition;
@@ -21,6 +24,7 @@ mod service;
 mod session;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -4,6 +4,7 @@ use crate::{
     reply::{Reply, failure},
     service::{Link, Message, Resources, serve},
 };
+use core::cell::RefCell;
 use flexserve_abi::{
     ffa::{LLM_PARTITION, LLM_SERVICE, NORMAL_WORLD, UuidRegisters},
     isa::IsaFeatures,
@@ -74,6 +75,6 @@ extern "Rust" fn partition_main(isa: IsaFeatures) -> ! {
     let workers: &dyn Workers = lent.as_ref().map_or(&Alone, |lent| lent);
     defmt::info!("ready");
     let (mut link, first) = Caller(wait()).proper();
-    serve(&mut borrower, &mut link, first, Resources { prompt: PROMPT.take(), isa, workers });
+    serve(&mut borrower, &mut link, first, Resources { prompt: RefCell::new(PROMPT.take()), isa, workers });
     unreachable!("the link never ends")
 }

@@ -1,12 +1,12 @@
 //! The request loop: [`flexserve_abi::service`].
 
 use crate::{
-    answer,
+    desk::{Desk, sit},
     memory::Borrow,
     reply::{Args, Reply, failure},
-    session::Session,
 };
-use flexserve_abi::service::{Op, Status};
+use core::{cell::RefCell, pin::pin};
+use flexserve_abi::service::{Op, SESSIONS, Status};
 use flexserve_kernels::isa::Isa;
 use flexserve_llm::workers::Workers;
 
@@ -28,7 +28,7 @@ pub trait Link {
 /// What the partition has besides borrowed memory.
 pub struct Resources<'a> {
     /// Room for a prompt.
-    pub prompt: &'a mut [u8],
+    pub prompt: RefCell<&'a mut [u8]>,
     /// Instructions that the kernels may use.
     pub isa: Isa,
     /// Cores that compute together.
@@ -36,36 +36,15 @@ pub struct Resources<'a> {
 }
 
 /// Serves from the first request on.
-pub fn serve<B: Borrow>(borrower: &mut B, link: &mut impl Link, first: Message, mut own: Resources) {
-    let mut sessions = 0;
-    let mut session: Option<Session<B>> = None;
+pub fn serve<'a, B: Borrow>(borrower: &'a mut B, link: &mut impl Link, first: Message, own: Resources<'a>) {
+    let desk = Desk::new(borrower, own);
+    let mut seats: [_; SESSIONS] =
+        [pin!(sit(&desk, 0)), pin!(sit(&desk, 1)), pin!(sit(&desk, 2)), pin!(sit(&desk, 3))];
     let mut next = Some(first);
     while let Some(message) = next {
         let reply = match Op::from_code(message.op) {
             None => failure(Status::NotSupported),
-            Some(Op::Open) if session.is_some() => failure(Status::Busy),
-            Some(Op::Open) => match Session::open(sessions + 1, &message.args, borrower) {
-                Ok((opened, reply)) => {
-                    sessions += 1;
-                    session = Some(opened);
-                    reply
-                }
-                Err(status) => failure(status),
-            },
-            Some(op) => match (session.as_mut().filter(|open| open.id() == message.args[0]), op) {
-                (None, _) => failure(Status::NoSession),
-                (Some(open), Op::Load) => open.load(&message.args, borrower),
-                (Some(open), Op::Recall) => open.recall(&message.args, borrower),
-                (Some(open), Op::Status) => open.status(),
-                (Some(open), Op::Generate) if open.complete() => {
-                    next = answer::serve(open, link, message, &mut own);
-                    continue;
-                }
-                (Some(_), Op::Close) => {
-                    session.take().map_or(failure(Status::NoSession), |open| open.close(borrower))
-                }
-                (Some(_), _) => failure(Status::WrongState),
-            },
+            Some(op) => desk.ask(&mut seats, op, message.args),
         };
         next = link.exchange(reply);
     }

@@ -1,44 +1,38 @@
 //! A session: what the normal world has lent to it, and which requests it answers by itself.
 
 use crate::{
+    answer,
+    desk::{Desk, Event},
     memory::{Borrow, SharedBytes},
     reply::{Args, Reply, failure, success},
     ring::Ring,
+    weights::{Given, Region, status},
 };
 use flexserve_abi::{
     GRANULE_SIZE,
-    service::{MAX_CONTEXT, RECALL_HANDLES, State, Status, VERSION, WORKSPACE},
+    service::{MAX_CONTEXT, Op, State, Status, VERSION, WORKSPACE},
 };
-use flexserve_container::{Header, Manifest, limits};
-use heapless::Vec;
+use flexserve_container::Manifest;
 
-/// Most segments of a container.
-pub const SEGMENTS_MAX: usize = *limits::SEGMENTS.end() as usize;
-
-/// A region, and the handle under which it came.
-pub struct Region<B: Borrow> {
-    handle: u64,
-    pub bytes: B::Lent,
-}
-
-/// What segment 0 says, once it has been proven.
-#[derive(Clone, Copy)]
-struct Needs {
-    segments: usize,
-    workspace_bytes: usize,
-    context: usize,
-}
-
-/// All that one session holds.
+/// All that one session holds for itself.
 pub struct Session<B: Borrow> {
-    id: u64,
+    /// The context that was asked for; 0 is the model's.
     context: u64,
-    needs: Option<Needs>,
-    shared: B::Shared,
-    ring: Ring,
-    /// By index of the segment.
-    segments: Vec<Option<Region<B>>, SEGMENTS_MAX>,
-    workspace: Option<Region<B>>,
+    /// Once segment 0 has been proven.
+    pub model: Option<Membership>,
+    pub shared: B::Shared,
+    pub ring: Ring,
+    pub workspace: Option<Region<B>>,
+}
+
+/// Which model a session is of, and what it needs for it.
+#[derive(Clone, Copy)]
+pub struct Membership {
+    /// Where the weights are.
+    pub place: usize,
+    /// Tokens.
+    pub context: usize,
+    workspace_bytes: usize,
 }
 
 impl<B: Borrow> Session<B> {
@@ -47,7 +41,7 @@ impl<B: Borrow> Session<B> {
     /// # Errors
     ///
     /// [`Status::InvalidParameters`], [`Status::BadMemory`], [`Status::BadRing`]; nothing stays borrowed then.
-    pub fn open(id: u64, args: &Args, borrower: &mut B) -> Result<(Self, Reply), Status> {
+    pub fn open(number: u64, args: &Args, borrower: &mut B) -> Result<(Self, Reply), Status> {
         let [handle, context] = [args[0], args[1]];
         if context > MAX_CONTEXT {
             return Err(Status::InvalidParameters);
@@ -60,167 +54,188 @@ impl<B: Borrow> Session<B> {
                 return Err(status);
             }
         };
-        let session = Self { id, context, needs: None, shared, ring, segments: Vec::new(), workspace: None };
-        Ok((session, success(&[id, VERSION.into()])))
+        let session = Self { context, model: None, shared, ring, workspace: None };
+        Ok((session, success(&[number, VERSION.into()])))
     }
 
-    /// The number that requests name this session by.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Tokens of context, and the memory to answer with. `None` unless the session is complete.
-    pub fn parts(&mut self) -> Option<(usize, Parts<'_, B>)> {
-        let context = self.needs.filter(|_| self.complete())?.context;
-        let workspace = &mut *self.workspace.as_mut()?.bytes;
-        Some((
-            context,
-            Parts { shared: &self.shared, ring: &mut self.ring, segments: &self.segments, workspace },
-        ))
+    /// Answers requests up to `CLOSE`.
+    pub async fn serve(mut self, desk: &Desk<'_, B>) {
+        let mut event = desk.event().await;
+        loop {
+            // Who does not compute has nothing to let go.
+            let Event::Request(op, args) = event else {
+                event = desk.event().await;
+                continue;
+            };
+            let reply = match op {
+                Op::Load => self.load(&args, desk),
+                Op::Recall => self.recall(&args, desk).await,
+                Op::Status => self.status(desk),
+                Op::Generate if self.complete(desk) => {
+                    event = answer::serve(&mut self, desk, args).await;
+                    continue;
+                }
+                Op::Close => break,
+                Op::Open | Op::Generate | Op::Next => failure(Status::WrongState),
+            };
+            desk.answer(reply);
+            event = desk.event().await;
+        }
+        desk.answer(self.close(desk));
     }
 
     /// Whether all segments and the workspace are there.
-    pub fn complete(&self) -> bool {
-        self.needs.is_some_and(|needs| self.loaded() == needs.segments) && self.workspace.is_some()
-    }
-
-    fn loaded(&self) -> usize {
-        self.segments.iter().flatten().count()
+    fn complete(&self, desk: &Desk<'_, B>) -> bool {
+        let weights = self.model.map(|model| desk.places[model.place].weights.borrow());
+        weights.is_some_and(|weights| weights.complete()) && self.workspace.is_some()
     }
 
     /// `LOAD`.
-    pub fn load(&mut self, args: &Args, borrower: &mut B) -> Reply {
+    fn load(&mut self, args: &Args, desk: &Desk<'_, B>) -> Reply {
         let [handle, index] = [args[1], args[2]];
-        let Some(bytes) = borrower.lent(handle) else { return failure(Status::BadMemory) };
-        match self.check(index, &bytes) {
-            Ok(slot) => {
-                *slot = Some(Region { handle, bytes });
-                self.progress()
-            }
-            Err(status) => {
-                borrower.give_up(bytes);
-                failure(status)
+        let Some(bytes) = desk.borrowing(|borrower| borrower.lent(handle)) else {
+            return failure(Status::BadMemory);
+        };
+        let region = Region::new(handle, bytes);
+        let result = match index {
+            0 => self.load_manifest(region, desk),
+            WORKSPACE => self.load_workspace(region),
+            _ => self.load_segment(index, region, desk),
+        };
+        match result {
+            Ok(()) => self.progress(desk, false),
+            Err((status, region)) => {
+                desk.borrowing(|borrower| borrower.give_up(region.bytes));
+                if status == Status::Success { self.progress(desk, true) } else { failure(status) }
             }
         }
     }
 
-    /// Proves that `bytes` are what `index` says, and answers where they belong.
-    fn check(&mut self, index: u64, bytes: &[u8]) -> Result<&mut Option<Region<B>>, Status> {
-        if index == 0 && self.needs.is_none() {
-            let needs = self.prove_manifest(bytes)?;
-            self.needs = Some(needs);
-            self.segments.clear();
-            for _ in 0..needs.segments {
-                // The manifest is proven: its segments are within the limit, which is the vector's capacity.
-                let _ = self.segments.push(None);
-            }
-            return Ok(&mut self.segments[0]);
+    /// Segment 0, which says what model this is. If another session has it, it goes back with [`Status::Success`].
+    fn load_manifest(&mut self, region: Region<B>, desk: &Desk<'_, B>) -> Result<(), (Status, Region<B>)> {
+        let held = |model: Option<Membership>| {
+            model.is_some_and(|model| desk.places[model.place].weights.borrow().has(0))
+        };
+        if held(self.model) {
+            return Err((Status::WrongState, region));
         }
-        let needs = self.needs.ok_or(Status::WrongState)?;
-        if index == WORKSPACE {
-            let enough = bytes.len() >= needs.workspace_bytes;
-            return if self.workspace.is_some() {
-                Err(Status::WrongState)
-            } else if enough {
-                Ok(&mut self.workspace)
-            } else {
-                Err(Status::BadMemory)
-            };
+        match self.join(&region.bytes, desk) {
+            Ok(()) if held(self.model) => Err((Status::Success, region)),
+            Ok(()) => self.load_segment(0, region, desk),
+            Err(status) => Err((status, region)),
         }
-        let index = usize::try_from(index).map_err(|_| Status::InvalidParameters)?;
-        let slot = self.segments.get(index).ok_or(Status::InvalidParameters)?;
-        if slot.is_some() {
-            return Err(Status::WrongState);
-        }
-        let head = self.segments[0].as_ref().map_or(bytes, |region| &region.bytes);
-        verify(head, index, bytes)?;
-        Ok(&mut self.segments[index])
     }
 
-    fn prove_manifest(&self, bytes: &[u8]) -> Result<Needs, Status> {
+    /// Proves segment 0, and makes this a session of its model if it is of none.
+    fn join(&mut self, bytes: &[u8], desk: &Desk<'_, B>) -> Result<(), Status> {
         let manifest = Manifest::parse(bytes).map_err(status)?;
-        let params = manifest.params();
+        let (params, header) = (manifest.params(), manifest.header());
+        let id = *header.sha256();
+        if let Some(model) = self.model {
+            return if desk.places[model.place].is_of(&id) { Ok(()) } else { Err(Status::BadHash) };
+        }
         let most = params.context as usize;
         let context = if self.context == 0 { most } else { self.context as usize };
         if context > most {
             return Err(Status::InvalidParameters);
         }
-        Ok(Needs {
-            segments: manifest.header().segment_count(),
-            workspace_bytes: flexserve_llm::generator::memory_bytes(params, context),
-            context,
-        })
+        let mut places = desk.places.iter();
+        let place = places.position(|place| place.is_of(&id));
+        // There are as many places as sessions.
+        let place =
+            place.or_else(|| desk.places.iter().position(|place| place.is_free())).ok_or(Status::Busy)?;
+        desk.places[place].join(id, header.segment_count());
+        let workspace_bytes = flexserve_llm::generator::memory_bytes(params, context);
+        self.model = Some(Membership { place, context, workspace_bytes });
+        Ok(())
     }
 
-    fn progress(&self) -> Reply {
-        let needs = self.needs.map_or((0, 0), |needs| (needs.segments, needs.workspace_bytes));
-        success(&[needs.0 as u64, self.loaded() as u64, needs.1.div_ceil(GRANULE_SIZE) as u64])
+    fn load_workspace(&mut self, region: Region<B>) -> Result<(), (Status, Region<B>)> {
+        match self.model {
+            Some(_) if self.workspace.is_some() => Err((Status::WrongState, region)),
+            Some(model) if region.bytes.len() < model.workspace_bytes => Err((Status::BadMemory, region)),
+            Some(_) => {
+                self.workspace = Some(region);
+                Ok(())
+            }
+            None => Err((Status::WrongState, region)),
+        }
     }
 
-    /// `RECALL`: later layers first, so that what is left is what the next answer needs first; then the workspace.
-    pub fn recall(&mut self, args: &Args, borrower: &mut B) -> Reply {
+    fn load_segment(
+        &self,
+        index: u64,
+        region: Region<B>,
+        desk: &Desk<'_, B>,
+    ) -> Result<(), (Status, Region<B>)> {
+        let Some(model) = self.model else { return Err((Status::WrongState, region)) };
+        let Ok(index) = usize::try_from(index) else { return Err((Status::InvalidParameters, region)) };
+        let weights = &desk.places[model.place].weights;
+        if let Err(status) = weights.borrow().prove(index, &region.bytes) {
+            return Err((status, region));
+        }
+        // A segment is missing, so that nobody computes with the others.
+        match weights.try_borrow_mut() {
+            Ok(mut weights) => weights.put(index, region),
+            Err(_) => return Err((Status::WrongState, region)),
+        }
+        Ok(())
+    }
+
+    /// What `LOAD` answers; `held` if the region went back because another session has loaded the same.
+    fn progress(&self, desk: &Desk<'_, B>, held: bool) -> Reply {
+        let Some(model) = self.model else { return success(&[]) };
+        let weights = desk.places[model.place].weights.borrow();
+        let granules = model.workspace_bytes.div_ceil(GRANULE_SIZE);
+        success(&[weights.count() as u64, weights.loaded().count() as u64, granules as u64, held.into()])
+    }
+
+    /// `RECALL`: weights, then the workspace; the other way round if others need the weights as well.
+    async fn recall(&mut self, args: &Args, desk: &Desk<'_, B>) -> Reply {
         let wanted = args[1];
-        let mut handles: Vec<u64, RECALL_HANDLES> = Vec::new();
-        let mut granules = 0;
-        let slots = self.segments.iter_mut().rev().chain([&mut self.workspace]);
-        for slot in slots.filter(|slot| slot.is_some()) {
-            if granules >= wanted || handles.is_full() {
-                break;
-            }
-            if let Some(region) = slot.take() {
-                granules += granules_of(&region);
-                let _ = handles.push(region.handle);
-                borrower.give_up(region.bytes);
+        let mut given = Given::default();
+        let place = self.model.map(|model| model.place);
+        if place.is_some_and(|place| desk.places[place].is_shared()) {
+            desk.borrowing(|borrower| given.take(&mut self.workspace, wanted, borrower));
+        }
+        if let Some(place) = place.filter(|_| given.granules < wanted) {
+            desk.alone_with(place).await;
+            if let Ok(mut weights) = desk.places[place].weights.try_borrow_mut() {
+                desk.borrowing(|borrower| weights.recall(&mut given, wanted, borrower));
             }
         }
-        if self.segments.first().is_some_and(Option::is_none) {
-            self.needs = None;
-        }
-        let mut reply = success(&[granules, handles.len() as u64]);
-        reply[3..3 + handles.len()].copy_from_slice(&handles);
+        desk.borrowing(|borrower| given.take(&mut self.workspace, wanted, borrower));
+        let mut reply = success(&[given.granules, given.handles.len() as u64]);
+        reply[3..3 + given.handles.len()].copy_from_slice(&given.handles);
         reply
     }
 
     /// `CLOSE`.
-    pub fn close(mut self, borrower: &mut B) -> Reply {
-        for slot in self.segments.iter_mut().chain([&mut self.workspace]) {
-            if let Some(region) = slot.take() {
+    fn close(self, desk: &Desk<'_, B>) -> Reply {
+        desk.borrowing(|borrower| {
+            if let Some(model) = self.model {
+                desk.places[model.place].leave(borrower);
+            }
+            if let Some(region) = self.workspace {
                 borrower.give_up(region.bytes);
             }
-        }
-        borrower.give_up_shared(self.shared);
+            borrower.give_up_shared(self.shared);
+        });
         success(&[])
     }
 
     /// `STATUS` while nothing is being answered.
-    pub fn status(&self) -> Reply {
-        let state = if self.complete() { State::Ready } else { State::Loading };
+    fn status(&self, desk: &Desk<'_, B>) -> Reply {
+        let state = if self.complete(desk) { State::Ready } else { State::Loading };
         let mut reply = success(&[state as u64]);
-        reply[8] = self.granules();
+        reply[8] = self.granules(desk);
         reply
     }
 
-    /// Granules that the session holds.
-    pub fn granules(&self) -> u64 {
-        self.segments.iter().chain([&self.workspace]).flatten().map(granules_of).sum()
-    }
-}
-
-fn granules_of<B: Borrow>(region: &Region<B>) -> u64 {
-    (region.bytes.len() / GRANULE_SIZE) as u64
-}
-
-/// Checks a segment against the table in the head of segment 0.
-fn verify(head: &[u8], index: usize, bytes: &[u8]) -> Result<(), Status> {
-    Header::parse(head).and_then(|header| header.verify_segment(index, bytes)).map_err(status)
-}
-
-fn status(error: flexserve_container::Error) -> Status {
-    use flexserve_container::Error;
-    match error {
-        Error::BadHash(_) => Status::BadHash,
-        Error::Truncated(_) => Status::BadMemory,
-        _ => Status::BadModel,
+    /// Granules that the session holds, and those of its weights.
+    pub fn granules(&self, desk: &Desk<'_, B>) -> u64 {
+        let weights = self.model.map_or(0, |model| desk.places[model.place].weights.borrow().granules());
+        weights + self.workspace.as_ref().map_or(0, Region::granules)
     }
 }
 
@@ -236,12 +251,4 @@ impl<S: SharedBytes> Prompts for S {
         self.read(usize::try_from(offset).ok()?, to)?;
         core::str::from_utf8(to).ok()
     }
-}
-
-/// What a complete session has, borrowed apart.
-pub struct Parts<'s, B: Borrow> {
-    pub shared: &'s B::Shared,
-    pub ring: &'s mut Ring,
-    pub segments: &'s [Option<Region<B>>],
-    pub workspace: &'s mut [u8],
 }

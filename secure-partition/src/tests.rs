@@ -3,6 +3,9 @@
 #[path = "../llm/tests/common/mod.rs"]
 mod tiny;
 
+#[path = "sharing_tests.rs"]
+mod sharing;
+
 use crate::{
     memory::{Borrow, SharedBytes, tests::Fake},
     reply::Reply,
@@ -16,6 +19,7 @@ use flexserve_kernels::isa::Isa;
 use flexserve_llm::workers::Alone;
 use flexserve_llm::{Generator, generator::Settings};
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     ops::{Deref, DerefMut},
     rc::Rc,
@@ -45,10 +49,12 @@ impl DerefMut for Lent {
     }
 }
 
-/// What the normal world has lent and shared, and the partition has not retrieved.
+/// What the normal world has lent and shared, and the partition has not retrieved. Rings have the handles from [`RING`] on.
 struct Memory {
     lent: BTreeMap<u64, Lent>,
-    shared: Option<Rc<Fake>>,
+    shared: BTreeMap<u64, Rc<Fake>>,
+    /// Of each ring that the partition has, the handle.
+    borrowed: Vec<(u64, Rc<Fake>)>,
 }
 
 impl SharedBytes for Rc<Fake> {
@@ -75,7 +81,9 @@ impl Borrow for Memory {
     }
 
     fn shared(&mut self, handle: u64) -> Option<Rc<Fake>> {
-        if handle == RING { self.shared.take() } else { None }
+        let ring = self.shared.remove(&handle)?;
+        self.borrowed.push((handle, ring.clone()));
+        Some(ring)
     }
 
     fn give_up(&mut self, region: Lent) {
@@ -83,7 +91,8 @@ impl Borrow for Memory {
     }
 
     fn give_up_shared(&mut self, region: Rc<Fake>) {
-        self.shared = Some(region);
+        let at = self.borrowed.iter().position(|(_, ring)| Rc::ptr_eq(ring, &region)).unwrap();
+        self.shared.extend([self.borrowed.swap_remove(at)]);
     }
 }
 
@@ -124,10 +133,15 @@ fn shared(prompt: &str) -> Rc<Fake> {
     Rc::new(shared)
 }
 
+/// Everything lent, and rings.
+fn memory<const N: usize>(rings: [Rc<Fake>; N]) -> Memory {
+    Memory { lent: lent(), shared: (RING..).zip(rings).collect(), borrowed: Vec::new() }
+}
+
 /// Serves a list of requests and returns the replies. At the end every region must be back with the normal world if
 /// `all_back`.
 fn replies(requests: &[Message], prompt: &str, all_back: bool) -> Vec<Reply> {
-    let mut memory = Memory { lent: lent(), shared: Some(shared(prompt)) };
+    let mut memory = memory([shared(prompt)]);
     let lent = memory.lent.len();
     let mut replies = Vec::new();
     let mut rest = requests[1..].iter();
@@ -139,11 +153,11 @@ fn replies(requests: &[Message], prompt: &str, all_back: bool) -> Vec<Reply> {
         &mut memory,
         &mut link,
         requests[0],
-        Resources { prompt: &mut [0; 512], isa: Isa::BASELINE, workers: &Alone },
+        Resources { prompt: RefCell::new(&mut [0; 512]), isa: Isa::BASELINE, workers: &Alone },
     );
     if all_back {
         assert_eq!(memory.lent.len(), lent);
-        assert!(memory.shared.is_some());
+        assert!(memory.borrowed.is_empty());
     }
     replies
 }
@@ -203,7 +217,7 @@ fn a_full_ring_stops_the_answer_until_it_is_read() {
     let (text, _) = expected(prompt, 70);
     assert!(text.len() > CAPACITY as usize, "{}", text.len());
     let ring = shared(prompt);
-    let mut memory = Memory { lent: lent(), shared: Some(ring.clone()) };
+    let mut memory = memory([ring.clone()]);
     let mut requests = loading();
     requests.push(generate(prompt, 70));
     let mut requests = requests.into_iter();
@@ -230,7 +244,7 @@ fn a_full_ring_stops_the_answer_until_it_is_read() {
         &mut memory,
         &mut link,
         first,
-        Resources { prompt: &mut [0; 512], isa: Isa::BASELINE, workers: &Alone },
+        Resources { prompt: RefCell::new(&mut [0; 512]), isa: Isa::BASELINE, workers: &Alone },
     );
     assert_ne!(finish, Finish::Running as u64);
     assert_eq!(read, text);
@@ -238,7 +252,7 @@ fn a_full_ring_stops_the_answer_until_it_is_read() {
 
 #[test]
 fn requests_that_do_not_fit_the_state_are_refused_and_change_nothing() {
-    use Status::{Busy, NoSession, NotSupported, Success, WrongState};
+    use Status::{BadMemory, NoSession, NotSupported, Success, WrongState};
     let unknown = Message { op: 99, args: [0; 13] };
     let requests = [
         unknown,
@@ -259,7 +273,7 @@ fn requests_that_do_not_fit_the_state_are_refused_and_change_nothing() {
             NotSupported,
             NoSession,
             Success,
-            Busy,
+            BadMemory,
             NoSession,
             WrongState,
             WrongState,

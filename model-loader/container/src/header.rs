@@ -159,6 +159,13 @@ impl<'a> Header<'a> {
         self.file_bytes() / GRANULE_SIZE as u64
     }
 
+    /// The hash of the head and the segment table, which has the hashes of all segments: two containers with the same are the
+    /// same.
+    #[must_use]
+    pub fn sha256(&self) -> &'a [u8; 32] {
+        &self.head.sha256
+    }
+
     /// The model's version, against rollback.
     #[must_use]
     pub fn security_version(&self) -> u32 {

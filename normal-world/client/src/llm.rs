@@ -60,7 +60,7 @@ impl fmt::Display for Error {
             Status::NotSupported => "the LLM partition does not know this operation: payload and partition are of different versions",
             Status::InvalidParameters => "the LLM partition was given an argument out of its range",
             Status::NoSession => "the LLM partition has no such session",
-            Status::Busy => "the LLM partition has a session open already",
+            Status::Busy => "the LLM partition has as many sessions open as it can have",
             Status::WrongState => "the LLM partition is not in the state for this: the model is incomplete, or nothing is being generated",
             Status::BadMemory => "the LLM partition could not map the memory that it was lent, or it is too small",
             Status::BadHash => "a segment of the model does not have the hash that its manifest gives: the container is damaged; pack the model again",
@@ -81,6 +81,8 @@ pub struct Loaded {
     pub loaded: u64,
     /// Granules of working memory that the model needs.
     pub workspace_granules: u64,
+    /// The partition has given the handle up: another session has loaded the same segment, and this one shares its model.
+    pub shared: bool,
 }
 
 /// What `GENERATE` is asked.
@@ -190,9 +192,9 @@ impl<'a, 'tx, C: Conduit> Llm<'a, 'tx, C> {
     ///
     /// Every [`Error`].
     pub fn load(&mut self, session: u64, handle: u64, segment: u64) -> Result<Loaded, Error> {
-        let [segments, loaded, workspace_granules, ..] =
+        let [segments, loaded, workspace_granules, shared, ..] =
             self.call(Op::Load as u64, &[session, handle, segment])?;
-        Ok(Loaded { segments, loaded, workspace_granules })
+        Ok(Loaded { segments, loaded, workspace_granules, shared: shared != 0 })
     }
 
     /// `LOAD` of working memory.

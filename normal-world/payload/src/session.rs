@@ -135,23 +135,30 @@ impl Session {
         Ok(())
     }
 
-    /// Reads the model into pages of the pool, lends them segment by segment, and the workspace behind them.
+    /// Reads the model into pages of the pool, lends them segment by segment, and the workspace behind them. Segments that another
+    /// session of the same model has loaded are shared with it.
     ///
     /// # Errors
     ///
     /// There is too little memory, the disk failed, or FF-A or the partition refused.
     pub fn load(&mut self, system: &mut System, model: &mut Container) -> Result<(), String> {
         let total = model.granules();
-        check_memory(system, "the model", total)?;
         let mut done = 0;
         let mut workspace = 0;
         for (index, segment) in model.segments.clone().iter().enumerate() {
+            // Segment 0 alone says whether the others must be lent.
+            if index == 1 {
+                check_memory(system, "the model", total - done)?;
+            }
             let pages = system.pages.allocate(segment.granules as usize).map_err(|e| format!("{e}"))?;
             model.read(segment, &pages)?;
             let loaded = self
                 .lend_and_load(system, pages, index as u64)
                 .map_err(|e| format!("loading segment {index}: {e}"))?;
             workspace = loaded.workspace_granules;
+            if loaded.loaded == loaded.segments {
+                break;
+            }
             done += u64::from(segment.granules);
             record::emit(&Record::Progress { what: "loading the model (granules)".into(), done, total });
         }
@@ -177,7 +184,7 @@ impl Session {
         let handle = lent.handle;
         self.granules_lent += lent.pages.len() as u64;
         self.lent.push(lent);
-        match self.service(system, &mut || {}).load(self.id, handle, segment) {
+        let answer = match self.service(system, &mut || {}).load(self.id, handle, segment) {
             Err(llm::Error::Refused(Status::InvalidParameters, ..))
                 if segment == 0 && self.default_context =>
             {
@@ -185,7 +192,13 @@ impl Session {
                 self.service(system, &mut || {}).load(self.id, handle, segment)
             }
             answer => answer,
+        };
+        if let Ok(Loaded { shared: true, .. }) = answer
+            && let Some(lent) = self.lent.pop()
+        {
+            system.reclaim(&lent)?;
         }
+        answer
     }
 
     /// The partition's service.
@@ -197,7 +210,8 @@ impl Session {
         Llm::new(&mut system.ffa, self.partition, interrupted)
     }
 
-    /// Recalls every granule, closes the session and reclaims all memory.
+    /// Recalls every granule that was lent in this session, closes it and reclaims all memory. If weights that another session uses
+    /// were lent in this one, they are recalled from both.
     ///
     /// # Errors
     ///
@@ -205,9 +219,10 @@ impl Session {
     pub fn close(mut self, system: &mut System) -> Result<Returned, String> {
         let mut returned = Returned::default();
         loop {
+            let lent = self.lent.iter().map(|lent| lent.pages.len() as u64).sum();
             let recalled = self
                 .service(system, &mut || {})
-                .recall(self.id, self.granules_lent)
+                .recall(self.id, lent)
                 .map_err(|e| format!("recalling memory: {e}"))?;
             if recalled.handles.is_empty() {
                 break;

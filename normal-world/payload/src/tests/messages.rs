@@ -95,14 +95,14 @@ fn close(session: Session, system: &mut System) -> Result<(), String> {
     Ok(())
 }
 
-/// A second `OPEN`, other sessions' numbers, a layer before its manifest, an answer before its model.
+/// An `OPEN` without a buffer, other sessions' numbers, a layer before its manifest, an answer before its model.
 pub fn loading_out_of_order(bench: &mut Bench) -> Result<(), String> {
     let system = &mut bench.system;
     let mut session = open(system)?;
     let id = session.id;
     let mut ignore = || {};
     let mut llm = session.service(system, &mut ignore);
-    refused("a second OPEN", llm.open(1, 0), &[Status::Busy])?;
+    refused("a second OPEN, with nothing shared", llm.open(1, 0), &[Status::BadMemory])?;
     for wrong in [id ^ 1, id.wrapping_add(1), u64::MAX] {
         refused("STATUS of another session", llm.status(wrong), &[Status::NoSession])?;
     }

@@ -11,6 +11,7 @@ mod messages;
 mod recall;
 mod robustness;
 mod setup;
+mod sharing;
 mod stage2;
 
 use alloc::{borrow::ToOwned, string::String};
@@ -111,6 +112,8 @@ const TESTS: &[Test] = &[
     Test { name: "inference/bad_prompts", run: inference::bad_prompts },
     Test { name: "inference/vector_registers_survive", run: inference::vector_registers_survive },
     Test { name: "inference/concurrent_callers", run: inference::concurrent_callers },
+    // Sessions of one model share its weights, which are lent once.
+    Test { name: "inference/two_sessions_share_weights", run: sharing::two_sessions_share_weights },
     // Lent cores compute with the partition, come and go, and it makes no difference to the answer.
     Test { name: "cores/a_recalled_core_starts_clean", run: lent_cores::a_recalled_core_starts_clean },
     Test {
