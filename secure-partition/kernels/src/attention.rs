@@ -5,7 +5,7 @@
 //! | mantissas of queries and keys | at most [`KEY_MAX`]: 16383^2 * 8 < 2^31 |
 //! | mantissas of values | at most [`VALUE_MAX`] |
 //! | scores | Q15.16, within +-2^13, so that differences fit |
-//! | softmax weights | Q2.30; for the mixture at most [`WEIGHT_MAX`] under one exponent: 32767 * 8191 * 8 < 2^31 |
+//! | softmax weights | Q2.30; for the mixture at most `WEIGHT_MAX` under one exponent: 32767 * 8191 * 8 < 2^31 |
 //!
 //! Each has a twin for Armv8.0-A that gives the same bits.
 
