@@ -5,13 +5,13 @@ use crate::{download, paths::Paths, process, toolchain};
 use anyhow::{Result, bail};
 use std::fs;
 
-/// Formatting, clippy, the lock file and the documentation's links, each a case.
+/// Formatting, clippy, the lock file, the documentation's links and that of the kernels, each a case.
 ///
 /// # Errors
 ///
 /// If cargo cannot be started.
 pub fn lint(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
-    let cases: [(&str, &str, &[&str]); 3] = [
+    let cases: [(&str, &str, &[&str]); 4] = [
         ("lint::lock_file", "metadata", &["--locked", "--format-version=1", "--quiet"]),
         ("lint::format", "fmt", &["--all", "--check"]),
         (
@@ -19,11 +19,17 @@ pub fn lint(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
             "clippy",
             &["--workspace", "--all-targets", "--all-features", "--locked", "--", "--deny", "warnings"],
         ),
+        // The crate that others may use.
+        (
+            "lint::rustdoc",
+            "doc",
+            &["--package", "flexserve-kernels", "--no-deps", "--all-features", "--locked"],
+        ),
     ];
     let mut tally = Tally::default();
     for (name, subcommand, args) in cases.iter().filter(|c| filter.is_none_or(|f| c.0.contains(f))) {
         let mut cargo = toolchain::host_cargo(paths, subcommand);
-        cargo.args(*args);
+        cargo.args(*args).env("RUSTDOCFLAGS", "--deny warnings");
         let log = paths.out.join(format!("log/lint-{subcommand}.log"));
         tally.case(name, process::step(name, &mut cargo, &log));
     }

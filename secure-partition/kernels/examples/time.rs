@@ -1,0 +1,58 @@
+//! How long products take on this machine, by each instruction set that it has: one vector, and a batch of 128, with a matrix of
+//! each format. The best of many runs, on one core.
+
+use flexserve_kernels::activations::{Activations, quantize, words_needed};
+use flexserve_kernels::format::{BLOCK, Format};
+use flexserve_kernels::isa::Isa;
+use flexserve_kernels::matmul::{Output, matmul};
+use flexserve_kernels::matrix::Matrix;
+use std::sync::atomic::AtomicI32;
+use std::time::{Duration, Instant};
+
+const ROWS: usize = 1536;
+const COLS: usize = 576;
+const FORMATS: [(&str, Format); 2] = [("q4", Format::Q4Min), ("q8", Format::Q8)];
+const TOKENS: [usize; 2] = [1, 128];
+/// How long each product is tried.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+fn main() {
+    let mut sets = vec![Isa::PLAIN];
+    for features in [0, Isa::DOTPROD, Isa::DOTPROD | Isa::I8MM, u64::MAX] {
+        let set = Isa::detect_within(features);
+        if !sets.contains(&set) {
+            sets.push(set);
+        }
+    }
+    for isa in sets {
+        for (name, format) in FORMATS {
+            let bytes = vec![0; format.packed_bytes(ROWS, COLS).unwrap_or_default()];
+            let weights = Matrix::new(format, ROWS, COLS, &bytes).expect("zeros are weights");
+            for tokens in TOKENS {
+                let best = best(isa, &weights, tokens);
+                let rate = (tokens * ROWS * COLS) as f64 / best.as_nanos() as f64;
+                println!(
+                    "{isa:?} {name} {ROWS}x{COLS} with {tokens:3} tokens: {best:10.1?}, {rate:6.2} GMAC/s"
+                );
+            }
+        }
+    }
+}
+
+/// The shortest time that the product took.
+fn best(isa: Isa, weights: &Matrix, tokens: usize) -> Duration {
+    let (mut words, mut sums) = (vec![0; words_needed(tokens, COLS)], vec![0; tokens * COLS / BLOCK]);
+    let layout = isa.layout(tokens);
+    let values: Vec<i64> = (0..COLS as i64).collect();
+    let exponents: Vec<i32> =
+        (0..tokens).map(|token| quantize(layout, token, &values, 0, &mut words, &mut sums)).collect();
+    let x = Activations::new(layout, &words, &sums, &exponents, COLS);
+    let out: Vec<AtomicI32> = (0..tokens * ROWS).map(|_| AtomicI32::new(0)).collect();
+    let (begun, mut best) = (Instant::now(), Duration::MAX);
+    while begun.elapsed() < PATIENCE {
+        let before = Instant::now();
+        matmul(isa, weights, 0..weights.groups(), &x, 0, Output::Store(&out));
+        best = best.min(before.elapsed());
+    }
+    best
+}
