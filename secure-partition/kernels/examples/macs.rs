@@ -3,7 +3,7 @@
 //! A system call, `sched_yield`, marks the moments before and behind each, for a plugin in the emulator that counts
 //! (`xtask/plugin/count.c`). Prints JSON, an object for each product: its name and multiply-accumulates.
 
-use flexserve_kernels::activations::{Buffers, Needed, Precision};
+use flexserve_kernels::activations::{Precision, Room};
 use flexserve_kernels::format::Format;
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul};
@@ -23,15 +23,8 @@ fn main() {
         let bytes = vec![0; format.packed_bytes(ROWS, COLS).unwrap_or_default()];
         let weights = Matrix::new(format, ROWS, COLS, &bytes).expect("zeros are weights");
         for (shape_name, tokens) in SHAPES {
-            let needed = Needed::new(tokens, COLS);
-            let mut buffers = Buffers {
-                octets: &mut vec![0; needed.octets],
-                scales: &mut vec![0; needed.scales],
-                sums: &mut vec![0; needed.sums],
-                tokens: &mut vec![[0; 2]; tokens],
-                seconds: &mut vec![0; needed.seconds],
-                mantissas: &mut vec![0; needed.mantissas],
-            };
+            let mut room = Room::new(tokens, COLS);
+            let mut buffers = room.buffers();
             let values: Vec<i64> = (0..COLS as i64).collect();
             let mut writer = buffers.writer(isa, tokens, COLS).expect("whole blocks");
             (0..tokens).for_each(|_| writer.put(&values, 0, Precision::Octets).expect("that many tokens"));

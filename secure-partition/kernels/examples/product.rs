@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicI32;
 
-use flexserve_kernels::activations::{Buffers, Needed, Precision};
+use flexserve_kernels::activations::{Precision, Room};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul};
 use flexserve_kernels::matrix::Matrix;
@@ -14,7 +14,7 @@ const COLS: usize = 64;
 /// Fraction bits of the input and of the result.
 const FRAC: i32 = 16;
 
-fn main() {
+pub(crate) fn main() {
     let weights: Vec<f32> = (0..ROWS * COLS).map(|i| (i as f32 * 0.7).sin()).collect();
     let input: Vec<f32> = (0..COLS).map(|i| (i as f32 * 1.3).cos()).collect();
 
@@ -24,16 +24,11 @@ fn main() {
 
     let isa = Isa::detect();
     let fixed: Vec<i64> = input.iter().map(|value| (value * 65536.0).round() as i64).collect();
-    let needed = Needed::new(1, COLS);
-    let mut buffers = Buffers {
-        octets: &mut vec![0; needed.octets],
-        scales: &mut vec![0; needed.scales],
-        sums: &mut vec![0; needed.sums],
-        tokens: &mut [[0; 2]],
-        seconds: &mut vec![0; needed.seconds],
-        mantissas: &mut vec![0; needed.mantissas],
-    };
-    let mut writer = buffers.writer(isa, 1, COLS).expect("whole blocks");
+    // Weights of 16 bits are two matrices of 8 side by side, which take the input twice.
+    let fixed = fixed.repeat(matrix.inputs() / COLS);
+    let mut room = Room::new(1, fixed.len());
+    let mut buffers = room.buffers();
+    let mut writer = buffers.writer(isa, 1, fixed.len()).expect("whole blocks");
     writer.put(&fixed, FRAC, Precision::Words).expect("one token");
     let x = writer.finish().expect("all tokens");
 

@@ -1,8 +1,8 @@
 //! How long products take on this machine, by each instruction set that it has: one vector, and a batch of 128, with a matrix of
 //! each format. The best of many runs, on one core.
 
-use flexserve_kernels::activations::{Activations, quantize, words_needed};
-use flexserve_kernels::format::{BLOCK, Format};
+use flexserve_kernels::activations::{Precision, Room};
+use flexserve_kernels::format::Format;
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul};
 use flexserve_kernels::matrix::Matrix;
@@ -41,17 +41,17 @@ fn main() {
 
 /// The shortest time that the product took.
 fn best(isa: Isa, weights: &Matrix, tokens: usize) -> Duration {
-    let (mut words, mut sums) = (vec![0; words_needed(tokens, COLS)], vec![0; tokens * COLS / BLOCK]);
-    let layout = isa.layout(tokens);
+    let mut room = Room::new(tokens, COLS);
+    let mut buffers = room.buffers();
     let values: Vec<i64> = (0..COLS as i64).collect();
-    let exponents: Vec<i32> =
-        (0..tokens).map(|token| quantize(layout, token, &values, 0, &mut words, &mut sums)).collect();
-    let x = Activations::new(layout, &words, &sums, &exponents, COLS);
+    let mut writer = buffers.writer(isa, tokens, COLS).expect("whole blocks");
+    (0..tokens).for_each(|_| writer.put(&values, 0, Precision::Octets).expect("that many tokens"));
+    let x = writer.finish().expect("all tokens");
     let out: Vec<AtomicI32> = (0..tokens * ROWS).map(|_| AtomicI32::new(0)).collect();
     let (begun, mut best) = (Instant::now(), Duration::MAX);
     while begun.elapsed() < PATIENCE {
         let before = Instant::now();
-        matmul(isa, weights, 0..weights.groups(), &x, 0, Output::Store(&out));
+        matmul(isa, weights, 0..weights.groups(), &x, 0, Output::Store(&out)).expect("room for all");
         best = best.min(before.elapsed());
     }
     best

@@ -136,6 +136,47 @@ pub struct Buffers<'a> {
     pub mantissas: &'a mut [i32],
 }
 
+/// [`Buffers`] on the heap.
+#[cfg(feature = "std")]
+#[derive(Clone, Debug)]
+pub struct Room {
+    octets: std::vec::Vec<i8>,
+    scales: std::vec::Vec<i32>,
+    sums: std::vec::Vec<i16>,
+    tokens: std::vec::Vec<Token>,
+    seconds: std::vec::Vec<u16>,
+    mantissas: std::vec::Vec<i32>,
+}
+
+#[cfg(feature = "std")]
+impl Room {
+    /// As much as `tokens` tokens of `cols` columns need.
+    #[must_use]
+    pub fn new(tokens: usize, cols: usize) -> Self {
+        let needed = Needed::new(tokens, cols);
+        Self {
+            octets: std::vec![0; needed.octets],
+            scales: std::vec![0; needed.scales],
+            sums: std::vec![0; needed.sums],
+            tokens: std::vec![[0; 2]; tokens],
+            seconds: std::vec![0; needed.seconds],
+            mantissas: std::vec![0; needed.mantissas],
+        }
+    }
+
+    /// All of it.
+    pub fn buffers(&mut self) -> Buffers<'_> {
+        Buffers {
+            octets: &mut self.octets,
+            scales: &mut self.scales,
+            sums: &mut self.sums,
+            tokens: &mut self.tokens,
+            seconds: &mut self.seconds,
+            mantissas: &mut self.mantissas,
+        }
+    }
+}
+
 /// What was written into [`Buffers`] so far.
 #[derive(Clone, Copy, Debug)]
 struct Shape {

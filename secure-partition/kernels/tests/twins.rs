@@ -1,7 +1,7 @@
 //! Every kernel equals its plain twin, bit for bit: on random and on worst-case weights and activations, at shapes just
 //! inside and outside the edges of tiles.
 
-use flexserve_kernels::activations::{Activations, Buffers, MANTISSA_MAX, Needed, Precision};
+use flexserve_kernels::activations::{Activations, Buffers, MANTISSA_MAX, Precision, Room};
 use flexserve_kernels::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
@@ -43,15 +43,8 @@ fn with_activations<T>(
     precision: Precision,
     then: impl FnOnce(Activations) -> T,
 ) -> T {
-    let needed = Needed::new(tokens.len(), tokens[0].len());
-    let mut buffers = Buffers {
-        octets: &mut vec![0x55; needed.octets],
-        scales: &mut vec![0x5555; needed.scales],
-        sums: &mut vec![0x5555; needed.sums],
-        tokens: &mut vec![[0; 2]; tokens.len()],
-        seconds: &mut vec![0; needed.seconds],
-        mantissas: &mut vec![0; needed.mantissas],
-    };
+    let mut room = Room::new(tokens.len(), tokens[0].len());
+    let mut buffers = room.buffers();
     let mut writer = buffers.writer(isa, tokens.len(), tokens[0].len()).unwrap();
     tokens.iter().for_each(|token| writer.put(token, 0, precision).unwrap());
     then(writer.finish().unwrap())
