@@ -156,11 +156,11 @@ impl Session {
                 .lend_and_load(system, pages, index as u64)
                 .map_err(|e| format!("loading segment {index}: {e}"))?;
             workspace = loaded.workspace_granules;
+            done += u64::from(segment.granules);
+            record::emit(&Record::Progress { what: "loading the model (granules)".into(), done, total });
             if loaded.loaded == loaded.segments {
                 break;
             }
-            done += u64::from(segment.granules);
-            record::emit(&Record::Progress { what: "loading the model (granules)".into(), done, total });
         }
         check_memory(system, "the model's working memory", workspace)?;
         let pages = system.pages.allocate(workspace as usize).map_err(|e| format!("{e}"))?;

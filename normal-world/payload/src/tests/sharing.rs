@@ -6,7 +6,12 @@ use flexserve_abi::{
     el3::Counter,
     service::{Finish, State, Status},
 };
-use flexserve_client::{el3, job::Job, llm::Prompt, ring::Ring};
+use flexserve_client::{
+    el3,
+    job::{Job, Record},
+    llm::Prompt,
+    ring::Ring,
+};
 
 use super::{
     Bench, ensure,
@@ -14,7 +19,7 @@ use super::{
     messages::refused,
 };
 use crate::{
-    prompt,
+    prompt, record,
     session::{Container, Session},
     system::System,
 };
@@ -36,6 +41,7 @@ pub fn two_sessions_share_weights(bench: &mut Bench) -> Result<(), String> {
     for job in &questions() {
         let figures = prompt::answer(system, session, ring, job, CALM, |_, _| Ok(()))?;
         alone.push((figures.text, figures.report.logits_sha256));
+        progress("alone", alone.len() as u64);
     }
     ensure!(alone[0] != alone[1], "both questions have the same answer");
 
@@ -83,6 +89,11 @@ pub fn two_sessions_share_weights(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
+/// Says that the test goes on: a slow emulator takes minutes for it.
+fn progress(what: &str, done: u64) {
+    record::emit(&Record::Progress { what: format!("prompts taken in {what}"), done, total: 2 });
+}
+
 /// Granules that are lent now, as EL3 counts them.
 fn held(system: &mut System) -> u64 {
     let [lent, returned] =
@@ -96,6 +107,7 @@ fn answers(
     mut sessions: [(&Session, &mut Ring<'static>); 2],
 ) -> Result<[Answer; 2], String> {
     let failed = |e| format!("answering together: {e}");
+    let mut done = 0;
     for ((session, ring), job) in sessions.iter_mut().zip(questions()) {
         let prompt = Prompt {
             offset: ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?,
@@ -106,6 +118,8 @@ fn answers(
             max_tokens: job.max_tokens.into(),
         };
         session.service(system, &mut || {}).generate(session.id, &prompt).map_err(failed)?;
+        done += 1;
+        progress("together", done);
     }
     let mut running = [true; 2];
     while running != [false; 2] {
