@@ -152,7 +152,9 @@ fn apply(ledger: &mut Ledger, machine: &mut Fake, live: &mut BTreeMap<u64, Live>
         Op::Map(n, mapped) => {
             let Some(handle) = pick(live, *n) else { return };
             let region = live.get_mut(&handle).unwrap();
-            assert_eq!(ledger.borrowed(handle, LLM_PARTITION).is_err(), region.leaving);
+            // The descriptor may name any borrower.
+            let borrower = ledger.lent(handle, 0).unwrap().sending.borrower;
+            assert_eq!(ledger.borrowed(handle, borrower).is_err(), region.leaving);
             if !region.leaving {
                 ledger.set_address(handle, mapped.then_some(1 << 36));
                 region.mapped = *mapped;
