@@ -630,6 +630,15 @@ impl<'a> Activations<'a> {
         &self.octets[self.shape.octets_place(entry, token)..][..count * each]
     }
 
+    /// Where the octets of an entry, and its scales, begin. What lies there up to the last entry of the last token is initialised:
+    /// [`Buffers::writer`] saw to the room.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn place(&self, token: usize, entry: usize) -> (*const i8, *const i32) {
+        let octets = self.octets.as_ptr().wrapping_add(self.shape.octets_place(entry, token));
+        (octets, self.scales.as_ptr().wrapping_add(self.shape.scale_places(entry, token)[0]))
+    }
+
     /// Scales from those of a token's entry on.
     #[inline]
     #[cfg(target_arch = "aarch64")]

@@ -16,7 +16,7 @@ pub const KEY_MAX: i32 = (1 << 14) - 1;
 /// Largest magnitude of a mantissa of values.
 pub const VALUE_MAX: i32 = (1 << 13) - 1;
 /// Largest weight of a mixture.
-const WEIGHT_MAX: i64 = (1 << 15) - 1;
+const WEIGHT_MAX: i32 = (1 << 15) - 1;
 /// Products of queries and keys that are summed in i32 before they are added up in i64.
 const CHUNK: usize = 8;
 /// Positions whose weighted values are summed in i32.
@@ -125,23 +125,23 @@ pub(crate) fn soften_plain(scores: &mut [i32], largest: i32) -> i64 {
 /// Folds the values' exponents into the softmax weights: `weights[j] * 2^(top - 15)` is `scores[j] * 2^-exponent[j]`,
 /// `top` is answered, and the largest weight is 2^14 or more.
 pub fn spread(exponents: &[i16], scores: &[i32], weights: &mut [i16]) -> i32 {
-    let bits = |score: i32| 32 - score.leading_zeros().cast_signed();
-    let tops = scores.iter().zip(exponents).filter(|(score, _)| **score != 0);
-    let top = tops.map(|(&score, &exponent)| bits(score) - i32::from(exponent)).max().unwrap_or(0);
+    let places = |score: i32, exponent: i16| 32 - score.leading_zeros().cast_signed() - i32::from(exponent);
+    let top = scores.iter().zip(exponents).fold(i32::MIN, |top, (&score, &exponent)| {
+        top.max(if score == 0 { i32::MIN } else { places(score, exponent) })
+    });
+    let top = if top == i32::MIN { 0 } else { top };
     for ((weight, &score), &exponent) in weights.iter_mut().zip(scores).zip(exponents) {
         *weight = weight_of(score, (top - 15) + i32::from(exponent));
     }
     top
 }
 
-/// `score * 2^-shift`, rounded; at most [`WEIGHT_MAX`]. Branchless where it can be.
-#[inline]
+/// `score * 2^-shift`, rounded to nearest, at most [`WEIGHT_MAX`]. `score` is not negative and, if `shift` is, has at most
+/// `15 + shift` digits. Without branches, so that a loop becomes vector instructions.
 fn weight_of(score: i32, shift: i32) -> i16 {
-    let weight = if (1..=62).contains(&shift) {
-        (i64::from(score) + (1 << (shift - 1))) >> shift
-    } else {
-        scale(i64::from(score), shift)
-    };
+    let up = score << (-shift).clamp(0, 15);
+    let down = ((score >> (shift - 1).clamp(0, 31)) + 1) >> 1;
+    let weight = if shift > 0 { down } else { up };
     weight.min(WEIGHT_MAX) as i16
 }
 

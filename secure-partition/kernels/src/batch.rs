@@ -14,9 +14,10 @@ use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
 use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::Matrix;
+use crate::minima::{self, Four};
 use crate::neon::{Weights, four_rows, words};
 use crate::tile::{self, Dots};
-use crate::{i8mm, minima, sve_batch};
+use crate::{i8mm, sve_batch};
 
 /// Blocks of a strip. Entries that there are more of are added in another pass.
 const CHUNK: usize = 32;
@@ -75,9 +76,9 @@ impl<const T: usize> Tile<T> {
         let last = (x.tokens() - 1) / each * each;
         let mut octets = [core::ptr::null(); T];
         for (i, octets) in octets.iter_mut().enumerate() {
-            *octets = x.octets((token + i * each).min(last), first, count).as_ptr();
+            (*octets, _) = x.place((token + i * each).min(last), first);
         }
-        let scales = x.scales(token, first, count).as_ptr();
+        let (_, scales) = x.place(token, first);
         Self { octets, scales, scales_stride: x.scales_stride(), blocks: count }
     }
 }
@@ -99,10 +100,12 @@ pub(crate) unsafe fn multiply(
     let octets = weights.format() == Format::Q8;
     for first in (0..x.tokens()).step_by(TOKENS) {
         let tokens = first..x.tokens().min(first + TOKENS);
+        let fours: [Four; TOKENS / 4] =
+            core::array::from_fn(|i| Four::new(x, tokens.end.min(first + 4 * i), tokens.end));
         for index in groups.clone().step_by(at_once) {
             let here = index..groups.end.min(index + at_once);
             for (index, sums) in here.clone().zip(&mut sums) {
-                minima::of_tokens(&weights.group(index), x, tokens.clone(), sums);
+                minima::of_tokens(&weights.group(index), &fours[..tokens.len().div_ceil(4)], sums);
             }
             for (entry, count) in x.chunks(CHUNK) {
                 for (slot, index) in here.clone().enumerate() {

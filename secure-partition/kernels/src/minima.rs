@@ -2,7 +2,6 @@
 
 use core::arch::aarch64::*;
 use core::arch::asm;
-use core::ops::Range;
 
 use crate::activations::Activations;
 use crate::batch::Sums;
@@ -43,17 +42,19 @@ macro_rules! four {
 
 /// Products of at most [`SUMMED`] blocks' minima with the sums of one token or four: of each, of rows 0..4 and 4..8. Where sums are
 /// zeros that fill up, what they are multiplied with are the first of the group's other bytes.
+///
+/// # Safety
+/// Each of `sums` is valid for reads of as many sums as there are blocks.
 #[inline(always)]
-fn products<const T: usize>(minima: &[u8], sums: [&[i16]; T]) -> [[int32x4_t; 2]; T] {
+unsafe fn products<const T: usize>(
+    minima: &[u8],
+    sums: [*const i16; T],
+    blocks: usize,
+) -> [[int32x4_t; 2]; T] {
     const { assert!(T == 1 || T == 4) };
-    let blocks = sums[0].len();
-    assert!(
-        minima.len() >= blocks * SCALES && blocks <= SUMMED,
-        "minima of all blocks, or what lies behind them"
-    );
-    let sums = sums.map(|sums| sums[..blocks].as_ptr());
+    assert!(minima.len() >= blocks * SCALES && blocks <= SUMMED, "minima, or what lies behind them");
     let mut minima = minima.as_ptr();
-    // SAFETY: NEON is there; there are minima and sums of that many blocks.
+    // SAFETY: NEON is there; there are minima and, the caller promises, sums of that many blocks.
     unsafe {
         let mut out = [[vdupq_n_s32(0); 2]; T];
         let mut done = 0;
@@ -136,9 +137,9 @@ pub(crate) fn of_token<const G: usize>(
     let shifts = shifts.map(|shift| shift + x.sum_shift(token));
     for (chunk, sums) in x.padded_sums(token).chunks(SUMMED).enumerate() {
         for (out, group) in out.iter_mut().zip(groups) {
-            let [[low, high]] = products(group.minima_from(chunk * SUMMED), [sums]);
-            // SAFETY: NEON is there.
+            // SAFETY: NEON is there, and that many sums.
             unsafe {
+                let [[low, high]] = products(group.minima_from(chunk * SUMMED), [sums.as_ptr()], sums.len());
                 add_shifted(&mut out[..2], low, shifts[0]);
                 add_shifted(&mut out[2..], high, shifts[1]);
             }
@@ -147,33 +148,49 @@ pub(crate) fn of_token<const G: usize>(
     out
 }
 
+/// Block sums of four tokens, taken out once for all groups.
+pub(crate) struct Four<'a> {
+    /// Of each; where there are fewer tokens, of the last one.
+    sums: [&'a [i16]; 4],
+    /// By what powers of 2 their products are multiplied.
+    shifts: [i32; 4],
+}
+
+impl<'a> Four<'a> {
+    /// Of the tokens from the `first` on, of which there may be fewer than four before the `end`.
+    pub fn new(x: &Activations<'a>, first: usize, end: usize) -> Self {
+        let token = |i: usize| (first + i).min(end - 1);
+        Self {
+            sums: core::array::from_fn(|i| x.padded_sums(token(i))),
+            shifts: core::array::from_fn(|i| 7 + x.sum_shift(token(i))),
+        }
+    }
+}
+
 /// Starts the sums: products of a group's minima with block sums, times 128.
-pub(crate) fn of_tokens(group: &Group, x: &Activations, tokens: Range<usize>, out: &mut Sums) {
+pub(crate) fn of_tokens(group: &Group, fours: &[Four], out: &mut Sums) {
     if !group.has_minima() {
-        out[..tokens.len()].fill([0; GROUP]);
+        out.fill([0; GROUP]);
         return;
     }
-    let token = |token: usize| token.min(tokens.end - 1);
-    for (first, out) in tokens.clone().step_by(4).zip(out.chunks_mut(4)) {
-        let four = [first, token(first + 1), token(first + 2), token(first + 3)];
-        let sums =
-            [x.padded_sums(four[0]), x.padded_sums(four[1]), x.padded_sums(four[2]), x.padded_sums(four[3])];
+    for (four, out) in fours.iter().zip(out.as_chunks_mut::<4>().0) {
+        let blocks = four.sums[0].len();
+        let sums = four.sums.each_ref().map(
+            #[inline(always)]
+            |sums| sums[..blocks].as_ptr(),
+        );
         let mut rows = [no_rows(); 4];
-        let (mut start, blocks) = (0, sums[0].len());
-        while start < blocks {
-            let end = blocks.min(start + SUMMED);
-            let part =
-                [&sums[0][start..end], &sums[1][start..end], &sums[2][start..end], &sums[3][start..end]];
-            let products = products(group.minima_from(start), part);
-            for i in 0..4 {
-                let shift = 7 + x.sum_shift(four[i]);
-                // SAFETY: NEON is there.
-                unsafe {
-                    add_shifted(&mut rows[i][..2], products[i][0], shift);
-                    add_shifted(&mut rows[i][2..], products[i][1], shift);
+        for start in (0..blocks).step_by(SUMMED) {
+            let minima = group.minima_from(start);
+            // SAFETY: NEON is there, and that many sums of each.
+            unsafe {
+                let part = [sums[0].add(start), sums[1].add(start), sums[2].add(start), sums[3].add(start)];
+                let products = products(minima, part, (blocks - start).min(SUMMED));
+                for i in 0..4 {
+                    add_shifted(&mut rows[i][..2], products[i][0], four.shifts[i]);
+                    add_shifted(&mut rows[i][2..], products[i][1], four.shifts[i]);
                 }
             }
-            start = end;
         }
         for (out, rows) in out.iter_mut().zip(&rows) {
             *out = crate::neon::store(rows);

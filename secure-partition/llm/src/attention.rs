@@ -24,10 +24,16 @@ pub fn quantize(
 ) -> i16 {
     let magnitude = values.clone().fold(0, |all, v| all | v.unsigned_abs());
     let shift = max.leading_zeros().cast_signed() - magnitude.leading_zeros().cast_signed();
-    for (mantissa, value) in mantissas.iter_mut().zip(values) {
-        let value = i64::from(value);
-        let narrow = if shift > 0 { (value + (1 << (shift - 1))) >> shift } else { value << -shift };
-        *mantissa = narrow.clamp(-i64::from(max), i64::from(max)) as i16;
+    let max = max as i16;
+    // Two loops, so that they become vector instructions. Half is added behind the first shift, where it cannot overflow.
+    if shift > 0 {
+        for (mantissa, value) in mantissas.iter_mut().zip(values) {
+            *mantissa = (((value >> (shift - 1)) + 1) >> 1).clamp(-i32::from(max), max.into()) as i16;
+        }
+    } else {
+        for (mantissa, value) in mantissas.iter_mut().zip(values) {
+            *mantissa = (value << -shift) as i16;
+        }
     }
     (frac - shift) as i16
 }
@@ -70,13 +76,20 @@ pub fn attend(query: Query, cache: Cache, scores: &mut [i32], weights: &mut [i16
     let top = spread(cache.value_exponents, scores, weights);
     // value = mixed * 2^(top - 15) / sum, with |mixed| < 2^45 and sum in 2^30..=2^47. A value in Q15.16 has an exponent in
     // -3..=29, so that top is in -28..=34 and the shift in 19..=81.
-    let reciprocal = (1_i128 << 78) / i128::from(sum.max(1));
-    let shift = (78 - OUT_FRAC - (top - 15)).clamp(0, 127);
+    let reciprocal = (1_u128 << 78) / u128::from(sum.max(1).unsigned_abs());
+    // 31 bits of it, and of the largest of some values, so that their products fit i64.
+    let spare = (128 - reciprocal.leading_zeros()).saturating_sub(31);
+    let factor = (reciprocal >> spare) as i32;
+    let shift = 78 - OUT_FRAC - (top - 15) - spare.cast_signed();
     let head_dim = out.len();
     let mut finish = |first: usize, mixed: &[i64]| {
+        let all = mixed.iter().fold(0, |all, v| all | v.unsigned_abs());
+        let beyond = (64 - all.leading_zeros()).saturating_sub(31);
+        let shift = shift - beyond.cast_signed();
+        let (down, up) = (shift.clamp(0, 63), (-shift).clamp(0, 63));
         for (out, &mixed) in out[first..].iter_mut().zip(mixed) {
-            let product = i128::from(mixed) * reciprocal;
-            *out = (product >> shift).clamp(-(1 << 62), 1 << 62) as i64;
+            let product = i64::from((mixed >> beyond) as i32) * i64::from(factor);
+            *out = (product >> down).clamp(-(1 << 62) >> up, (1 << 62) >> up) << up;
         }
     };
     let whole = head_dim / DIMENSIONS * DIMENSIONS;
