@@ -81,9 +81,9 @@ def exact_sigmoid(x):
     return (e << 30) // (ONE + e)
 
 
-# What it is at multiples of 1/128, up to 16.
-SIGMOID_STEP = 9
-SIGMOID = exact_sigmoid(numpy.arange((16 << 16 - SIGMOID_STEP) + 1) << SIGMOID_STEP)
+# What it is at multiples of 1/128, up to 22.
+SIGMOID_STEP, SIGMOID_END = 9, 22
+SIGMOID = exact_sigmoid(numpy.arange((SIGMOID_END << 16 - SIGMOID_STEP) + 1) << SIGMOID_STEP)
 
 
 def row_mantissas(scales):
@@ -202,10 +202,9 @@ class Rounded(Reference):
         if "gate" not in self.operations:
             return super().gated(gate, up)
         fixed = numpy.floor(gate.astype(numpy.float64) * 65536 + 0.5).astype(numpy.int64)
-        magnitude = numpy.abs(fixed)
-        at = numpy.minimum(magnitude >> SIGMOID_STEP, len(SIGMOID) - 2)
+        magnitude = numpy.minimum(numpy.abs(fixed), (SIGMOID_END << 16) - 1)
+        at = magnitude >> SIGMOID_STEP
         step, rest = SIGMOID[at] - SIGMOID[at + 1], magnitude & ((1 << SIGMOID_STEP) - 1)
         low = SIGMOID[at] - (step * rest >> SIGMOID_STEP)
-        low = numpy.where(magnitude >> SIGMOID_STEP == at, low, exact_sigmoid(magnitude))
         sigmoid = numpy.where(fixed < 0, low, ONE - low)
         return ((fixed * sigmoid >> 30) / 65536 * up).astype(self.real)

@@ -10,11 +10,8 @@ pub const LOG2_E: u64 = 1_663_314_137_230_540_311;
 #[must_use]
 #[inline]
 pub fn sigmoid(x: i32) -> i64 {
-    let magnitude = x.unsigned_abs();
+    let magnitude = x.unsigned_abs().min((SIGMOID_END << 16) - 1);
     let at = (magnitude >> SIGMOID_STEP) as usize;
-    if at >= SIGMOID.len() - 1 {
-        return exact_sigmoid(x);
-    }
     let (this, next) = (SIGMOID[at], SIGMOID[at + 1]);
     let rest = magnitude & ((1 << SIGMOID_STEP) - 1);
     let low = i64::from(this) - ((i64::from(this - next) * i64::from(rest)) >> SIGMOID_STEP);
@@ -24,8 +21,11 @@ pub fn sigmoid(x: i32) -> i64 {
 /// Bits of x between two entries of [`SIGMOID`]: 1/128 is off by less than 2^-17 of the value.
 const SIGMOID_STEP: u32 = 9;
 
-/// `1 / (1 + e^x)` of x in 0..=16, Q2.30.
-static SIGMOID: [i32; (16 << (16 - SIGMOID_STEP)) + 1] = {
+/// Where [`SIGMOID`] ends: what is left is less than 2^-31.
+const SIGMOID_END: u32 = 22;
+
+/// `1 / (1 + e^x)` of x in 0..=[`SIGMOID_END`], Q2.30.
+static SIGMOID: [i32; ((SIGMOID_END as usize) << (16 - SIGMOID_STEP)) + 1] = {
     let mut table = [0; _];
     let mut i = 0;
     while i < table.len() {
@@ -36,8 +36,6 @@ static SIGMOID: [i32; (16 << (16 - SIGMOID_STEP)) + 1] = {
 };
 
 /// [`sigmoid`] without a table.
-#[cold]
-#[inline(never)]
 const fn exact_sigmoid(x: i32) -> i64 {
     let exponent = -(((x as i64).abs() * (LOG2_E >> 30).cast_signed()) >> 30);
     let e = exp2(if exponent < i32::MIN as i64 { i32::MIN } else { exponent as i32 });
