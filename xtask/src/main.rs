@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod coverage;
 mod download;
 mod elf;
 mod images;

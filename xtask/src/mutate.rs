@@ -1,15 +1,18 @@
 //! `mutate`: breaks the firmware on purpose, one defect at a time, and sees whether the tests notice.
 //!
-//! Defects are data: `conformance/defects.toml`. Each is applied to a copy of the source tree in `out/mutate`, never to the
-//! tree itself, and built and run from there.
+//! Defects are data: `conformance/defects.toml`. Each is applied to a copy of the source tree in `out/mutate`, or to TF-A's source as
+//! it was unpacked there, never to the tree itself, and built and run from there.
 
 use crate::{
+    coverage::Coverage,
     images::{self, Replacements},
     interrupt,
     paths::{self, Paths},
     platform::Platform,
     process, stamp,
+    tap::Case,
     test::conformance::{self, BOOTS},
+    tfa::remove,
     toolchain,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -22,12 +25,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// In a boot's folder: TF-A's source there has a defect. It is still there if a run was killed.
+const BROKEN: &str = "broken";
+
 /// What `mutate` can be told.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Only list the defects.
     #[arg(long)]
     list: bool,
+    /// Write each case of the conformance suite, and the defects that it noticed, to this file.
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
     /// Only defects whose name contains one of these.
     names: Vec<String>,
 }
@@ -45,6 +54,7 @@ struct Defect {
     name: String,
     /// What is wrong then.
     what: String,
+    /// In the tree, or behind `tf-a/` in TF-A's source for the platform and boot that should notice.
     file: PathBuf,
     /// Replacements, each of a text that the file holds exactly once.
     edits: Vec<[String; 2]>,
@@ -61,10 +71,17 @@ enum Catch {
     Unit { packages: Vec<String> },
 }
 
+/// What the tests told.
+struct Told {
+    cases: Vec<Case>,
+    /// What was wrong with the boot as a whole, or the unit test that failed.
+    error: Option<String>,
+}
+
 /// What became of a defect.
 enum Outcome {
-    /// The first case that failed.
-    Caught(String),
+    /// What failed; the suite's cases if it told any.
+    Caught(Vec<String>),
     Missed,
     /// It could not be tried.
     Broken(String),
@@ -82,15 +99,16 @@ pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
         return Ok(true);
     }
     let scratch = scratch(paths)?;
+    let mut coverage = Coverage::default();
     let mut sound = BTreeSet::new();
     let mut rows = Vec::new();
     for (defect, number) in defects.iter().zip(1..) {
         interrupt::check()?;
         if sound.insert(defect.catch.clone().whole()) {
-            without_defect(paths, &scratch, &defect.catch)?;
+            without_defect(paths, &scratch, &defect.catch, &mut coverage)?;
         }
         eprintln!("[{number}/{}] {}: {}", defects.len(), defect.name, defect.what);
-        let outcome = with(&scratch.root, defect, || defect.catch.run(paths, &scratch))?;
+        let outcome = with(&scratch, defect, || defect.run(paths, &scratch, &mut coverage))?;
         eprintln!("    {}", outcome.say());
         rows.push((defect, outcome));
     }
@@ -98,30 +116,86 @@ pub fn run(paths: &Paths, options: &Options) -> Result<bool> {
     for (defect, outcome) in &rows {
         println!("| {}: {} | {} | {} |", defect.name, defect.what, defect.catch.name(), outcome.say());
     }
+    print!("\n{}", coverage.table());
     let caught = rows.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Caught(_))).count();
     println!("{caught} of {} defects caught", rows.len());
+    match read(&paths.root, &[])?.len() - rows.len() {
+        0 => print!("{}", coverage.never()),
+        more => println!("{more} more defects were not asked for"),
+    }
+    if let Some(file) = &options.json {
+        paths::write_atomically(file, (serde_json::to_string_pretty(&coverage.json())? + "\n").as_bytes())?;
+    }
     Ok(caught == rows.len())
 }
 
-/// Checks that the tests pass as long as nothing is broken.
-fn without_defect(paths: &Paths, scratch: &Paths, catch: &Catch) -> Result<()> {
+/// Checks that the tests pass as long as nothing is broken, and notes the suite's cases.
+fn without_defect(paths: &Paths, scratch: &Paths, catch: &Catch, coverage: &mut Coverage) -> Result<()> {
     eprintln!("without a defect: {}", catch.name());
     if let Catch::Conformance { platform, boot, .. } = catch
         && let Some((boot, spmc)) = BOOTS.iter().find(|(name, _)| name == boot)
     {
+        let folder = scratch.platform(platform).join(boot);
+        if folder.join(BROKEN).exists() {
+            fs::remove_dir_all(folder)?;
+        }
         conformance::images(paths, &Platform::load(paths, platform)?, boot, *spmc)?;
     }
-    match catch.clone().whole().run(paths, scratch)? {
-        Outcome::Missed => Ok(()),
-        Outcome::Caught(case) => bail!("{} fails without a defect: {case}", catch.name()),
-        Outcome::Broken(why) => bail!("{} does not run without a defect: {why}", catch.name()),
+    let told = catch.clone().whole().run(paths, scratch)?;
+    if let Some(error) = told.error {
+        bail!("{} does not run without a defect: {error}", catch.name());
+    }
+    if let Some(case) = told.cases.iter().find(|case| case.failed()) {
+        bail!("{} fails without a defect: {}", catch.name(), case.name);
+    }
+    if matches!(catch, Catch::Conformance { .. }) {
+        coverage.sound(catch.name(), &told.cases);
+    }
+    Ok(())
+}
+
+impl Defect {
+    /// The file that it changes, and the boot's folder if that is one of TF-A's.
+    fn place(&self, scratch: &Paths) -> (PathBuf, Option<PathBuf>) {
+        match (self.file.strip_prefix("tf-a"), &self.catch) {
+            (Ok(file), Catch::Conformance { platform, boot, .. }) => {
+                let folder = scratch.platform(platform).join(boot);
+                (folder.join("tf-a").join(file), Some(folder))
+            }
+            _ => (scratch.root.join(&self.file), None),
+        }
+    }
+
+    fn run(&self, paths: &Paths, scratch: &Paths, coverage: &mut Coverage) -> Result<Outcome> {
+        let told = match self.catch.run(paths, scratch) {
+            Ok(told) => told,
+            Err(error) => {
+                interrupt::check()?;
+                return Ok(Outcome::Broken(format!("{error:#}")));
+            }
+        };
+        let mut failed = match &self.catch {
+            Catch::Conformance { groups, .. } => {
+                coverage.broken(&self.catch.name(), &self.name, groups, &told.cases)
+            }
+            Catch::Unit { .. } => Vec::new(),
+        };
+        if failed.is_empty() {
+            // A boot that ends early tells its last lines; the first is enough for a table.
+            failed.extend(told.error.iter().flat_map(|text| text.lines()).take(1).map(str::to_owned));
+        }
+        Ok(if failed.is_empty() { Outcome::Missed } else { Outcome::Caught(failed) })
     }
 }
 
 impl Outcome {
     fn say(&self) -> String {
         match self {
-            Self::Caught(case) => case.clone(),
+            Self::Caught(cases) => {
+                let more = cases.len().saturating_sub(1);
+                let first = cases.first().map_or("", |case| case);
+                if more == 0 { first.to_owned() } else { format!("{first}, and {more} more") }
+            }
             Self::Missed => "NONE: not caught".to_owned(),
             Self::Broken(why) => format!("NOT TRIED: {why}"),
         }
@@ -146,7 +220,8 @@ impl Catch {
         }
     }
 
-    fn run(&self, paths: &Paths, scratch: &Paths) -> Result<Outcome> {
+    /// Builds and runs the tests.
+    fn run(&self, paths: &Paths, scratch: &Paths) -> Result<Told> {
         match self {
             Self::Conformance { platform, boot, groups } => {
                 let platform = Platform::load(scratch, platform)?;
@@ -156,40 +231,28 @@ impl Catch {
                 let mut sound = vec!["payload", "llm", "hostile"];
                 sound.extend(spmc.map(|_| "spmc"));
                 let variant = platform.variant(boot);
-                let told = images::build(scratch, &variant, &Replacements::kept(paths, &variant, &sound))
-                    .and_then(|images| conformance::boot_once(scratch, &platform, boot, &images, groups));
-                let told = match told {
-                    Ok(told) => told,
-                    Err(error) => {
-                        interrupt::check()?;
-                        return Ok(Outcome::Broken(format!("{error:#}")));
-                    }
-                };
+                let images = images::build(scratch, &variant, &Replacements::kept(paths, &variant, &sound))?;
+                let (cases, error) = conformance::boot_once(scratch, &platform, boot, &images, groups)?;
                 interrupt::check()?;
-                let (cases, error) = told;
-                let failed = cases.iter().find(|case| case.failed()).map(|case| case.name.clone());
-                // A boot that ends early tells its last lines; the first is enough for a table.
-                let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
-                Ok(failed.or(error.map(first)).map_or(Outcome::Missed, Outcome::Caught))
+                Ok(Told { cases, error })
             }
-            Self::Unit { packages } => unit(scratch, packages),
+            Self::Unit { packages } => Ok(Told { cases: Vec::new(), error: unit(scratch, packages)? }),
         }
     }
 }
 
-/// `cargo test` of some packages.
-fn unit(scratch: &Paths, packages: &[String]) -> Result<Outcome> {
+/// `cargo test` of some packages: the first test that failed.
+fn unit(scratch: &Paths, packages: &[String]) -> Result<Option<String>> {
     let mut cargo = toolchain::host_cargo(scratch, "test");
     cargo.arg("--no-fail-fast").env("CARGO_TARGET_DIR", scratch.out.join("target"));
     cargo.args(packages.iter().flat_map(|package| ["--package", package]));
     let log = scratch.out.join("log/unit.log");
     let Err(error) = process::step("Running unit tests", &mut cargo, &log) else {
-        return Ok(Outcome::Missed);
+        return Ok(None);
     };
-    interrupt::check()?;
     let text = fs::read_to_string(&log)?;
     let failed = text.lines().find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
-    Ok(failed.map_or_else(|| Outcome::Broken(format!("{error:#}")), |name| Outcome::Caught(name.to_owned())))
+    failed.map(|name| Some(name.to_owned())).ok_or(error)
 }
 
 fn read(root: &Path, names: &[String]) -> Result<Vec<Defect>> {
@@ -202,17 +265,28 @@ fn read(root: &Path, names: &[String]) -> Result<Vec<Defect>> {
     Ok(defect)
 }
 
-/// Runs `f` while the defect is in the tree at `root`.
-fn with(root: &Path, defect: &Defect, f: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
-    let file = root.join(&defect.file);
+/// Runs `f` while the defect is in the copy.
+fn with(scratch: &Paths, defect: &Defect, f: impl FnOnce() -> Result<Outcome>) -> Result<Outcome> {
+    let (file, boot) = defect.place(scratch);
     let sound = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let broken = match apply(&sound, defect) {
         Ok(broken) => broken,
         Err(error) => return Ok(Outcome::Broken(format!("{error:#}"))),
     };
-    fs::write(&file, broken)?;
+    let write = |text: &str| -> Result<()> {
+        fs::write(&file, text)?;
+        match &boot {
+            // TF-A's source is taken for unchanged otherwise.
+            Some(boot) => remove(&boot.join("bl31.stamp")),
+            None => Ok(()),
+        }
+    };
+    let note = boot.as_ref().map(|boot| boot.join(BROKEN));
+    note.as_ref().map_or(Ok(()), |note| fs::write(note, &defect.name))?;
+    write(&broken)?;
     let outcome = f();
-    fs::write(&file, sound)?;
+    write(&sound)?;
+    note.map_or(Ok(()), |note| remove(&note))?;
     outcome
 }
 
@@ -284,6 +358,14 @@ mod tests {
         assert!(defects.len() >= 20);
         let on_the_board = |d: &&Defect| matches!(d.catch, Catch::Conformance { .. });
         assert!(defects.iter().filter(on_the_board).count() >= 20);
+    }
+
+    #[test]
+    fn every_defect_of_the_tree_applies() {
+        let root = Paths::find().unwrap().root;
+        for defect in defects().iter().filter(|defect| !defect.file.starts_with("tf-a")) {
+            apply(&fs::read_to_string(root.join(&defect.file)).unwrap(), defect).unwrap();
+        }
     }
 
     #[test]

@@ -195,7 +195,12 @@ fn sheets(platform: &Platform, out: &Path) -> Result<Vec<PathBuf>> {
     Ok(sheets)
 }
 
-fn remove(file: &Path) -> Result<()> {
+/// Removes a file, if it is there.
+///
+/// # Errors
+///
+/// If it cannot be removed.
+pub fn remove(file: &Path) -> Result<()> {
     match fs::remove_file(file) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
         _ => Ok(()),
