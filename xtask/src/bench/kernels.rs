@@ -24,16 +24,16 @@ struct Level {
     cpu: &'static str,
     /// What the peer is compiled for.
     march: &'static str,
-    /// Products of a weight with an activation of two bytes that its widest instruction sums up: half of those of two octets.
+    /// Products of two octets that its widest instruction sums up.
     macs: f64,
 }
 
 const LEVELS: [Level; 5] = [
-    Level { name: "neon", cpu: "cortex-a72", march: "armv8-a", macs: 4.0 },
-    Level { name: "dotprod", cpu: "cortex-a76", march: "armv8.2-a+dotprod", macs: 8.0 },
-    Level { name: "i8mm", cpu: "max,sve=off,sme=off", march: "armv8.6-a+i8mm+dotprod", macs: 16.0 },
-    Level { name: "sve2-256", cpu: "max,sve256=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 32.0 },
-    Level { name: "sve2-512", cpu: "max,sve512=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 64.0 },
+    Level { name: "neon", cpu: "cortex-a72", march: "armv8-a", macs: 8.0 },
+    Level { name: "dotprod", cpu: "cortex-a76", march: "armv8.2-a+dotprod", macs: 16.0 },
+    Level { name: "i8mm", cpu: "max,sve=off,sme=off", march: "armv8.6-a+i8mm+dotprod", macs: 32.0 },
+    Level { name: "sve2-256", cpu: "max,sve256=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 64.0 },
+    Level { name: "sve2-512", cpu: "max,sve512=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 128.0 },
 ];
 
 /// Tokens of the batch, and tokens between the last two marks, of `model-loader/examples/steps.rs`.
