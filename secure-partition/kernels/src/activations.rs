@@ -237,14 +237,18 @@ impl<'a> Buffers<'a> {
         tokens: usize,
         cols: usize,
     ) -> Result<Writer<'b, 'a>, ShapeError> {
+        // First what bounds the products in `Needed`.
+        let sizes = 1..=self.tokens.len();
+        if !sizes.contains(&tokens) || !cols.is_multiple_of(BLOCK) || cols > crate::matrix::MAX_COLS {
+            return Err(ShapeError);
+        }
         let needed = Needed::new(tokens, cols);
         let long_enough = self.octets.len() >= needed.octets
             && self.scales.len() >= needed.scales
             && self.sums.len() >= needed.sums
             && self.seconds.len() >= needed.seconds
-            && self.mantissas.len() >= needed.mantissas
-            && self.tokens.len() >= tokens;
-        if tokens == 0 || !cols.is_multiple_of(BLOCK) || cols > crate::matrix::MAX_COLS || !long_enough {
+            && self.mantissas.len() >= needed.mantissas;
+        if !long_enough {
             return Err(ShapeError);
         }
         let shape = Shape { layout: isa.layout(tokens), tokens, blocks: cols / BLOCK };

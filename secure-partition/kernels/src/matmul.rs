@@ -81,7 +81,11 @@ pub fn matmul(
 ) -> Result<(), ShapeError> {
     let (weights, x) = (&weights.octets(), &x.first(weights.inputs())?);
     let room = x.tokens().checked_mul(weights.rows()).is_some_and(|needed| needed <= out.len());
-    if isa.layout(x.tokens()) != x.layout() || groups.end > weights.groups() || !room {
+    if isa.layout(x.tokens()) != x.layout()
+        || groups.start > groups.end
+        || groups.end > weights.groups()
+        || !room
+    {
         return Err(ShapeError);
     }
     let report = |index: usize, head: &[u8; GROUP_HEAD], first: usize, sums: &[[i64; GROUP]]| {

@@ -6,6 +6,7 @@ use flexserve_kernels::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::{MAX_COLS, Matrix, ShapeError};
+use std::ops::Range;
 use std::sync::atomic::{AtomicI32, AtomicI64};
 
 const FORMATS: [Format; 3] = [Format::Q4Min, Format::Q8, Format::W16];
@@ -312,6 +313,7 @@ fn sizes_that_do_not_fit_are_errors() {
     };
     assert_eq!(multiply(&[vec![1; 64], vec![1; 64]], 0..2, &short), Err(ShapeError));
     assert_eq!(multiply(&[vec![1; 64]], 0..3, &short), Err(ShapeError));
+    assert_eq!(multiply(&[vec![1; 64]], Range { start: 2, end: 1 }, &short), Err(ShapeError));
     assert_eq!(multiply(&[vec![1; 32]], 0..2, &short), Err(ShapeError));
     assert!(
         short.iter().all(|out| out.load(std::sync::atomic::Ordering::Relaxed) == 7),
@@ -333,6 +335,8 @@ fn sizes_that_do_not_fit_are_errors() {
     };
     assert_eq!(buffers.writer(isa, 0, 32).err(), Some(ShapeError));
     assert_eq!(buffers.writer(isa, 2, 32).err(), Some(ShapeError));
+    assert_eq!(buffers.writer(isa, usize::MAX, 32).err(), Some(ShapeError));
+    assert_eq!(buffers.writer(isa, 1, usize::MAX - 31).err(), Some(ShapeError));
     assert_eq!(buffers.writer(isa, 1, 33).err(), Some(ShapeError));
     assert_eq!(buffers.writer(isa, 1, 64).err(), Some(ShapeError));
     let mut writer = buffers.writer(isa, 1, 32).unwrap();
