@@ -4,7 +4,10 @@ use flexserve_abi::{
     ffa::SPMC,
     probe::{SECURE_CALLER, SecureOp},
 };
-use flexserve_client::{Registers, ffa::Function};
+use flexserve_client::{
+    Registers,
+    ffa::{self, Function},
+};
 use flexserve_normal_runtime::exceptions::Fault;
 
 use crate::bench::call;
@@ -69,6 +72,6 @@ impl Proxy {
 fn ask(op: SecureOp, index: usize, [a, b, c, d]: [u64; 4]) -> Option<[u64; 4]> {
     let function = u32::from(Function::MsgSendDirectReq64);
     let answer = call(function, &[u64::from(SPMC), 0, op as u64 | (index as u64) << 8, a, b, c, d]);
-    let answered = answer[0] == u64::from(u32::from(Function::MsgSendDirectResp64));
+    let answered = ffa::is(&answer, Function::MsgSendDirectResp64);
     answered.then(|| [answer[4], answer[5], answer[6], answer[7]])
 }

@@ -399,11 +399,7 @@ impl Worker {
                 // A handle that nobody was given.
                 arguments[1] |= 1 << 31;
                 let answer = call(Function::MemReclaim.into(), &arguments[..3]);
-                ensure!(
-                    answer[0] == u64::from(u32::from(Function::Error32)),
-                    "a reclaim of nothing: {:x?}",
-                    &answer[..4]
-                );
+                ensure!(ffa::is(&answer, Function::Error32), "a reclaim of nothing: {:x?}", &answer[..4]);
             }
             _ => {
                 let function = [

@@ -13,8 +13,9 @@ use flexserve_normal_runtime::{
 };
 use flexserve_platform::SPMC;
 
+use super::ownership::while_lent;
 use crate::{
-    bench::{Bench, GRANULE, call, on_core, other_core},
+    bench::{Bench, GRANULE, call, other_core},
     suite::{Cases, Failure, Verdict, ensure},
     taken::{Access, Origin, Taken},
 };
@@ -116,14 +117,6 @@ pub fn cases(cases: &mut Cases) {
 
 /// Not mapped by this program, but in reach of its tables.
 const UNMAPPED: u64 = 0x7f_0000_0000;
-
-fn while_lent(bench: &mut Bench, f: impl Fn(&mut Bench, u64) -> Verdict) -> Verdict {
-    let pages = bench.patterned(1)?;
-    let handle = bench.lend(&pages)?;
-    let verdict = f(bench, pages[0]);
-    bench.reclaim(handle)?;
-    verdict
-}
 
 /// Checks that `f` adds a number to the faults that EL3 has counted.
 fn counts(expected: u64, f: impl FnOnce() -> Verdict) -> Verdict {

@@ -3,7 +3,7 @@
 use alloc::format;
 
 use flexserve_client::{
-    ffa::{Code, Error, Function},
+    ffa::{self, Code, Error, Function},
     registers,
 };
 use flexserve_platform::{EL3, SPMC};
@@ -327,7 +327,7 @@ fn code(bench: &mut Bench, function: Function, arguments: &[u64], codes: &[Code]
 pub fn refused(bench: &mut Bench, function: Function, arguments: &[u64]) -> Verdict {
     use flexserve_client::Conduit as _;
     let answer = bench.system()?.ffa.conduit().call(registers(function.into(), arguments));
-    let error = [Function::Error32, Function::Error64].map(|f| u64::from(u32::from(f))).contains(&answer[0]);
+    let error = [Function::Error32, Function::Error64].iter().any(|&error| ffa::is(&answer, error));
     let unknown = answer[0] as u32 == NOT_SUPPORTED;
     let negative = (answer[2] as u32 as i32) < 0;
     ensure!(unknown || error && negative, "it answers {:x?}", &answer[..4]);

@@ -197,11 +197,7 @@ fn begin_fragments(bench: &mut Bench, pages: &[u64]) -> Result<(u64, u64), crate
     let whole = whole.map_err(|e| format!("in one piece: {e}"))?;
     ffa.reclaim(whole).map_err(|e| format!("reclaiming: {e}"))?;
     let answer = ffa.raw(Function::MemLend32, &[total, first]);
-    ensure!(
-        answer[0] == u64::from(u32::from(Function::MemFragRx)),
-        "the first fragment: {:x?}",
-        &answer[..4]
-    );
+    ensure!(ffa::is(&answer, Function::MemFragRx), "the first fragment: {:x?}", &answer[..4]);
     ensure!(answer[3] == first, "the next fragment is to begin at {}", answer[3]);
     Ok((answer[1], answer[2]))
 }

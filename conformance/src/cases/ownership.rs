@@ -319,16 +319,18 @@ fn contiguous_lend(bench: &mut Bench, count: usize) -> Verdict {
     comes_back_zero(&pages)
 }
 
-fn comes_back_zero(pages: &[u64]) -> Verdict {
+/// Checks that pages are the normal world's again, every byte zero.
+pub fn comes_back_zero(pages: &[u64]) -> Verdict {
     for page in pages {
+        ensure!(exceptions::read(*page).is_ok(), "{page:#x} does not come back");
         let dirty = dirty_bytes(*page);
         ensure!(dirty == 0, "{dirty} bytes of {page:#x} are not zero");
     }
     Ok(())
 }
 
-/// Runs `f` while a page is lent.
-fn while_lent(bench: &mut Bench, f: impl Fn(&mut Bench, u64) -> Verdict) -> Verdict {
+/// Runs `f` while a page is lent, which comes back zero.
+pub fn while_lent(bench: &mut Bench, f: impl Fn(&mut Bench, u64) -> Verdict) -> Verdict {
     let pages = bench.patterned(1)?;
     let handle = bench.lend(&pages)?;
     let verdict = f(bench, pages[0]);

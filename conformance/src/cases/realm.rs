@@ -10,6 +10,7 @@ use flexserve_client::ffa::Function;
 use flexserve_platform::LENDABLE;
 
 use super::ffa::{refused, without_buffers};
+use super::ownership::while_lent;
 use crate::{
     bench::{Bench, GRANULE, call, on_core, other_core},
     suite::{Cases, Failure, Verdict, ensure},
@@ -69,13 +70,13 @@ pub fn cases(cases: &mut Cases) {
             "realm",
             format!("the Realm world cannot {what} a lent page"),
             "DESIGN rule 2",
-            move |bench| lent_page(bench, move |bench, page| closed(bench, op, page)),
+            move |bench| while_lent(bench, move |bench, page| closed(bench, op, page)),
         );
     }
     cases.add("realm", "the Realm world cannot read a lent page on another core", "DESIGN rule 2", |bench| {
         let core = other_core()?;
         bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;
-        lent_page(bench, move |_, page| {
+        while_lent(bench, move |_, page| {
             use flexserve_abi::probe::REALM_PROBE;
             let [status, esr, ..] = on_core(core, move || call(REALM_PROBE, &[RealmOp::Read as u64, page]))?;
             ensure!(status == 0 && esr != 0, "status {status:#x}, syndrome {esr:#x}");
@@ -84,7 +85,7 @@ pub fn cases(cases: &mut Cases) {
     });
     cases.add("realm", "a lent page is not delegated to the Realm world", "DESIGN rule 1", |bench| {
         bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;
-        lent_page(bench, |_, page| {
+        while_lent(bench, |_, page| {
             let answer = call(RMI_GRANULE_DELEGATE, &[page])[0];
             ensure!(answer != 0, "RMI_GRANULE_DELEGATE succeeds");
             Ok(())
@@ -121,15 +122,6 @@ pub fn cases(cases: &mut Cases) {
             verdict
         },
     );
-}
-
-/// Runs `f` while a page is lent.
-fn lent_page(bench: &mut Bench, f: impl Fn(&mut Bench, u64) -> Verdict) -> Verdict {
-    let pages = bench.patterned(1)?;
-    let handle = bench.lend(&pages)?;
-    let verdict = f(bench, pages[0]);
-    bench.reclaim(handle)?;
-    verdict
 }
 
 fn closed(bench: &Bench, op: RealmOp, page: u64) -> Verdict {

@@ -167,8 +167,8 @@ impl Held {
     }
 
     fn go_on(&mut self) -> Verdict {
-        let interrupted = u64::from(u32::from(Function::Interrupt32));
-        ensure!(self.answer[0] == interrupted, "the borrower was to hold on: {:x?}", &self.answer[..4]);
+        let interrupted = ffa::is(&self.answer, Function::Interrupt32);
+        ensure!(interrupted, "the borrower was to hold on: {:x?}", &self.answer[..4]);
         self.answer = slice(self.resume);
         Ok(())
     }
@@ -203,12 +203,12 @@ impl Held {
         self.go_on()?;
         // On a busy machine a slice may end before the partition has run at all.
         for _ in 0..PATIENCE {
-            if self.answer[0] != u64::from(u32::from(Function::Interrupt32)) {
+            if !ffa::is(&self.answer, Function::Interrupt32) {
                 break;
             }
             self.go_on()?;
         }
-        let error = self.answer[0] == u64::from(u32::from(Function::Error32));
+        let error = ffa::is(&self.answer, Function::Error32);
         Ok(error && self.answer[2] as u32 as i32 == i32::from(Code::Aborted))
     }
 

@@ -14,6 +14,7 @@ use flexserve_client::{
 use flexserve_normal_runtime::{cores, exceptions, system::Smc};
 use flexserve_platform::SPMC;
 
+use super::ownership::comes_back_zero;
 use crate::{
     bench::{Bench, GRANULE, begin, call, dirty_bytes, on_core, other_core},
     suite::{Cases, Failure, Verdict, ensure},
@@ -40,7 +41,7 @@ pub fn cases(cases: &mut Cases) {
         let open = large.iter().find(|page| exceptions::read(**page).is_ok()).copied();
         bench.reclaim(handle)?;
         ensure!(open.is_none(), "{open:x?} can be read");
-        come_back_zero(&large)
+        comes_back_zero(&large)
     });
     cases.add("slices", "while a reclaim goes on, a page is out of reach or zero", RULE_3, |bench| {
         let large = bench.large()?;
@@ -82,7 +83,7 @@ pub fn cases(cases: &mut Cases) {
         if matches!(there?, Progress::Goes) {
             bench.reclaim(handle)?;
         }
-        come_back_zero(&large)
+        comes_back_zero(&large)
     });
     cases.add(
         "slices",
@@ -110,7 +111,7 @@ pub fn cases(cases: &mut Cases) {
                 (1..cores::count()).for_each(cores::wait);
                 let ends = ends.load(SeqCst);
                 ensure!(ends == 1 && !wrong.load(SeqCst), "{ends} cores are, or one is refused otherwise");
-                come_back_zero(&large)?;
+                comes_back_zero(&large)?;
             }
             Ok(())
         },
@@ -125,8 +126,8 @@ pub fn cases(cases: &mut Cases) {
         bench.reclaim(other)?;
         bench.reclaim(handle)?;
         closed?;
-        come_back_zero(&pages)?;
-        come_back_zero(&large)
+        comes_back_zero(&pages)?;
+        comes_back_zero(&large)
     });
     cases.add("slices", "a page that is back can be lent before the rest is", TIMING, |bench| {
         let large = bench.large()?;
@@ -139,7 +140,7 @@ pub fn cases(cases: &mut Cases) {
         let closed = bench.expect_closed(cores::current(), page);
         bench.reclaim(new)?;
         closed?;
-        come_back_zero(&large)
+        comes_back_zero(&large)
     });
     unfinished(cases);
 }
@@ -201,7 +202,7 @@ fn unfinished(cases: &mut Cases) {
             let retrieved = probe::probe(ffa, hostile, Op::Retrieve, handle, &mut || {});
             bench.reclaim(handle)?;
             ensure!(matches!(retrieved, Ok(Outcome::Answered(1..))), "it answers {retrieved:x?}");
-            if leaving { come_back_zero(&large) } else { are_as_they_were(&large) }
+            if leaving { comes_back_zero(&large) } else { are_as_they_were(&large) }
         });
     }
     cases.add("slices", "what is being reclaimed counts as revoked", RULE_6, |bench| {
@@ -211,7 +212,7 @@ fn unfinished(cases: &mut Cases) {
         let answer = recall::revoke(&mut bench.system()?.ffa, handle);
         bench.reclaim(handle)?;
         match answer {
-            Ok((Status::Revoked, 0)) => come_back_zero(&large),
+            Ok((Status::Revoked, 0)) => comes_back_zero(&large),
             Err(_) => Err(Failure::Missing("no recall service".into())),
             Ok(other) => Err(Failure::Wrong(format!("it answers {other:x?}"))),
         }
@@ -236,11 +237,11 @@ fn begin_lend(bench: &mut Bench, pages: &[u64]) -> Result<u64, Failure> {
     pages.iter().copied().for_each(crate::bench::fill);
     let answer = ffa.raw(Function::MemLend32, &[length, length]);
     let handle = |low: u64, high: u64| low & 0xffff_ffff | high << 32;
-    if is(&answer, Function::Success32) {
+    if ffa::is(&answer, Function::Success32) {
         bench.reclaim(handle(answer[2], answer[3]))?;
         return Err(Failure::Missing("a lend is done in one call here".into()));
     }
-    ensure!(is(&answer, Function::MemFragRx), "it answers {:x?}", &answer[..4]);
+    ensure!(ffa::is(&answer, Function::MemFragRx), "it answers {:x?}", &answer[..4]);
     ensure!(answer[3] <= length, "it wants what is behind the end: {}", answer[3]);
     Ok(handle(answer[1], answer[2]))
 }
@@ -256,7 +257,7 @@ fn reclaim(handle: u64) -> Result<Progress, Failure> {
     let answer = call(Function::MemReclaim.into(), &[handle & 0xffff_ffff, handle >> 32, 0]);
     match error(&answer) {
         Some(Code::Retry) => Ok(Progress::Goes),
-        None if is(&answer, Function::Success32) => Ok(Progress::Done),
+        None if ffa::is(&answer, Function::Success32) => Ok(Progress::Done),
         _ => Err(Failure::Wrong(format!("a reclaim answers {:x?}", &answer[..4]))),
     }
 }
@@ -270,21 +271,8 @@ fn begin_reclaim(bench: &mut Bench, handle: u64) -> Verdict {
     }
 }
 
-fn is(answer: &Registers, function: Function) -> bool {
-    answer[0] == u64::from(u32::from(function))
-}
-
 fn error(answer: &Registers) -> Option<Code> {
-    is(answer, Function::Error32).then(|| Code::try_from(answer[2] as u32 as i32).ok()).flatten()
-}
-
-fn come_back_zero(pages: &[u64]) -> Verdict {
-    for page in pages {
-        ensure!(exceptions::read(*page).is_ok(), "{page:#x} does not come back");
-        let dirty = dirty_bytes(*page);
-        ensure!(dirty == 0, "{dirty} bytes of {page:#x} are not zero");
-    }
-    Ok(())
+    ffa::is(answer, Function::Error32).then(|| Code::try_from(answer[2] as u32 as i32).ok()).flatten()
 }
 
 /// Pages that were filled and never used hold what they held, which has no zero byte.

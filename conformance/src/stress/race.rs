@@ -3,7 +3,7 @@
 use alloc::{format, string::String};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
-use flexserve_client::ffa::Function;
+use flexserve_client::ffa::{self, Function};
 use spin::Mutex;
 
 use super::ensure;
@@ -61,7 +61,7 @@ impl Race {
     fn call(&self) {
         let [function, a, b, c] = self.call.each_ref().map(|slot| slot.load(SeqCst));
         let answer = call(function as u32, &[a, b, c]);
-        if answer[0] == u64::from(u32::from(Function::Success32)) {
+        if ffa::is(&answer, Function::Success32) {
             self.result[0].store(answer[2], SeqCst);
             self.result[1].store(answer[3], SeqCst);
             self.successes.fetch_add(1, SeqCst);

@@ -223,7 +223,7 @@ impl<'a, C: Conduit> Ffa<'a, C> {
     ) -> Result<u64, Error> {
         let length = self.put(&descriptor[..descriptor.len().min(fragment)]);
         let mut answer = self.raw(transfer.function(), &[descriptor.len() as u64, length]);
-        while function(&answer) == Ok(FuncId::MemFragRx) {
+        while is(&answer, FuncId::MemFragRx) {
             let [x0, low, high, offset, ..] = answer;
             let rest = descriptor.get(offset as usize..).ok_or(Error::Unexpected(x0))?;
             let length = self.put(&rest[..rest.len().min(fragment)]);
@@ -345,6 +345,12 @@ fn endpoints(sender: EndpointId, receiver: EndpointId) -> u64 {
 
 fn join(low: u64, high: u64) -> u64 {
     low & 0xffff_ffff | high << 32
+}
+
+/// Whether an answer is this function's: `FFA_SUCCESS`, `FFA_ERROR`, `FFA_INTERRUPT`, …
+#[must_use]
+pub fn is(answer: &Registers, expected: FuncId) -> bool {
+    function(answer) == Ok(expected)
 }
 
 fn function(answer: &Registers) -> Result<FuncId, Error> {

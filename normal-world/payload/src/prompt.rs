@@ -177,6 +177,22 @@ fn lend_cores(system: &mut System, job: &Job) -> Result<Range<usize>, String> {
     Ok(lent)
 }
 
+/// Writes the job's prompt into a session's ring; answers what `GENERATE` is to be asked.
+///
+/// # Errors
+///
+/// A sentence for the user.
+pub fn written(ring: &mut Ring<'static>, job: &Job) -> Result<Prompt, String> {
+    Ok(Prompt {
+        offset: ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?,
+        length: job.prompt.len() as u64,
+        temperature: job.temperature,
+        top_p: job.top_p,
+        seed: job.seed,
+        max_tokens: job.max_tokens.into(),
+    })
+}
+
 /// Has the job's prompt answered; `between` runs once, in the middle of the answer.
 ///
 /// # Errors
@@ -190,14 +206,7 @@ pub fn answer(
     mode: Mode,
     between: impl FnOnce(&mut System, &Session) -> Result<(), String>,
 ) -> Result<Figures, String> {
-    let prompt = Prompt {
-        offset: ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?,
-        length: job.prompt.len() as u64,
-        temperature: job.temperature,
-        top_p: job.top_p,
-        seed: job.seed,
-        max_tokens: job.max_tokens.into(),
-    };
+    let prompt = written(ring, job)?;
     let answer = RefCell::new(Answer::new(ring, mode));
     let mut interrupted = || answer.borrow_mut().interrupted();
     let failed = |e| format!("answering the prompt: {e}");

@@ -9,7 +9,7 @@ use flexserve_abi::{
 };
 use flexserve_client::{
     Registers,
-    ffa::{Code, Error, Function},
+    ffa::{self, Code, Error, Function},
     probe::{self, Outcome},
     recall, registers,
 };
@@ -25,10 +25,6 @@ const PATIENCE: u32 = 10_000;
 /// Lets the partition run for a slice; answers what came back.
 fn slice(call: Registers) -> Registers {
     timer::slice(SLICE, call).0
-}
-
-fn is(answer: &Registers, function: Function) -> bool {
-    answer[0] == u64::from(u32::from(function))
 }
 
 /// A partition that reads its borrowed pages for ever loses them at the deadline, zeroed, and is aborted at its next touch.
@@ -48,7 +44,7 @@ pub fn held_memory_comes_back_at_the_deadline(bench: &mut Bench) -> Result<(), S
     // Until the borrower has retrieved the region, there is nothing to revoke.
     let mut first = (Status::Revoked, 0);
     for _ in 0..PATIENCE {
-        ensure!(is(&answer, Function::Interrupt32), "the borrower was to hold on: {:#x}", answer[0]);
+        ensure!(ffa::is(&answer, Function::Interrupt32), "the borrower was to hold on: {:#x}", answer[0]);
         first = recall::revoke(&mut system.ffa, lent.handle).map_err(|e| format!("giving notice: {e}"))?;
         if first.0 != Status::Revoked {
             break;
@@ -60,7 +56,7 @@ pub fn held_memory_comes_back_at_the_deadline(bench: &mut Bench) -> Result<(), S
     ensure!(early == Err(Error::Code(Code::Denied)), "a reclaim while the borrower holds on: {early:x?}");
 
     for _ in 0..PATIENCE {
-        ensure!(is(&answer, Function::Interrupt32), "the borrower was to hold on: {:#x}", answer[0]);
+        ensure!(ffa::is(&answer, Function::Interrupt32), "the borrower was to hold on: {:#x}", answer[0]);
         let asked = recall::revoke(&mut system.ffa, lent.handle).map_err(|e| format!("revoking: {e}"))?;
         if asked.0 == Status::Revoked {
             let dirty = system.reclaim(&lent).map_err(|e| format!("reclaiming what was revoked: {e}"))?;
@@ -68,13 +64,13 @@ pub fn held_memory_comes_back_at_the_deadline(bench: &mut Bench) -> Result<(), S
             answer = slice(resume);
             // On a busy machine a slice may end before the partition has run at all.
             for _ in 0..PATIENCE {
-                if !is(&answer, Function::Interrupt32) {
+                if !ffa::is(&answer, Function::Interrupt32) {
                     break;
                 }
                 answer = slice(resume);
             }
             let aborted =
-                is(&answer, Function::Error32) && answer[2] as u32 as i32 == i32::from(Code::Aborted);
+                ffa::is(&answer, Function::Error32) && answer[2] as u32 as i32 == i32::from(Code::Aborted);
             ensure!(aborted, "the borrower's next touch: {:#x} {:#x}", answer[0], answer[2]);
             let again = probe::probe(&mut system.ffa, hostile, Op::Retrieve, lent.handle, &mut || {});
             ensure!(matches!(again, Ok(Outcome::Answered(1..))), "the borrower after its abort: {again:x?}");

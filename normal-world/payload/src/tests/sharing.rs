@@ -9,7 +9,6 @@ use flexserve_abi::{
 use flexserve_client::{
     el3,
     job::{Job, Record},
-    llm::Prompt,
     ring::Ring,
 };
 
@@ -109,14 +108,7 @@ fn answers(
     let failed = |e| format!("answering together: {e}");
     let mut done = 0;
     for ((session, ring), job) in sessions.iter_mut().zip(questions()) {
-        let prompt = Prompt {
-            offset: ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?,
-            length: job.prompt.len() as u64,
-            temperature: job.temperature,
-            top_p: job.top_p,
-            seed: job.seed,
-            max_tokens: job.max_tokens.into(),
-        };
+        let prompt = prompt::written(ring, &job)?;
         session.service(system, &mut || {}).generate(session.id, &prompt).map_err(failed)?;
         done += 1;
         progress("together", done);
