@@ -6,9 +6,15 @@
 //! Entries of all blocks come first, second entries behind them; a batch of tokens has those of all blocks that any of its tokens
 //! needs, and zeros for the others, so that who is in the batch makes no difference to a single bit.
 
+mod writer;
+
 use crate::format::BLOCK;
 use crate::isa::{Isa, Kernel};
 use crate::matrix::ShapeError;
+
+#[cfg(any(test, feature = "std"))]
+pub use writer::Room;
+pub use writer::{Buffers, Needed, Writer};
 
 /// Largest magnitude of an octet: two products with any octet fit i16.
 pub const OCTET_MAX: i32 = 127;
@@ -16,15 +22,11 @@ pub const OCTET_MAX: i32 = 127;
 pub const SCALE_MAX: i32 = 4096;
 /// Largest magnitude of a mantissa.
 pub const MANTISSA_MAX: i64 = (OCTET_MAX * SCALE_MAX) as i64;
-/// What an octet of a first entry stands for where there is a second one, in units of the second's.
-const STEP: i32 = 2 * OCTET_MAX + 1;
-/// Largest magnitude that two octets hold.
-const PAIR_MAX: i32 = OCTET_MAX * STEP + OCTET_MAX;
-/// Largest magnitude of a block's sum, see [`crate::minima`].
-const SUM_MAX: i32 = 2047;
 
 /// Tokens from which on a matrix's weights are unpacked once for all of them.
 pub const BATCH_MIN: usize = 4;
+/// Columns of a token that lie together in [`Layout::Pairs`].
+const EIGHT: usize = 8;
 /// The scales of an entry, and the sums of a token, are padded to multiples of this.
 const PADDED: usize = 8;
 
@@ -88,95 +90,6 @@ impl Isa {
 /// A token of a batch: the exponent, `value = M * 2^-exponent`; and by how many bits its blocks' sums were shifted down, 0..=13.
 pub type Token = [i32; 2];
 
-/// Elements that each of a [`Buffers`]' arrays needs for `tokens` tokens of `cols` columns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needed {
-    /// Of [`Buffers::octets`].
-    pub octets: usize,
-    /// Of [`Buffers::scales`].
-    pub scales: usize,
-    /// Of [`Buffers::sums`].
-    pub sums: usize,
-    /// Of [`Buffers::seconds`].
-    pub seconds: usize,
-    /// Of [`Buffers::mantissas`].
-    pub mantissas: usize,
-}
-
-impl Needed {
-    /// In any [`Layout`].
-    #[must_use]
-    pub const fn new(tokens: usize, cols: usize) -> Self {
-        let blocks = cols / BLOCK;
-        Self {
-            octets: 2 * cols * tokens.next_multiple_of(2),
-            scales: 2 * blocks * 2 * tokens.next_multiple_of(PADDED),
-            sums: tokens * blocks.next_multiple_of(PADDED),
-            seconds: blocks,
-            mantissas: cols + 2 * blocks,
-        }
-    }
-}
-
-/// Where the activations of a batch are written.
-#[derive(Debug, Default)]
-pub struct Buffers<'a> {
-    /// Octets of all entries.
-    pub octets: &'a mut [i8],
-    /// (entries, tokens): scales; of [`Layout::Pairs`] (entries, pairs, 4), those of each pair twice.
-    pub scales: &'a mut [i32],
-    /// (tokens, blocks)
-    pub sums: &'a mut [i16],
-    /// (tokens)
-    pub tokens: &'a mut [Token],
-    /// Blocks of the second entries.
-    pub seconds: &'a mut [u16],
-    /// Scratch of one token: (cols) mantissas, (blocks) their largest magnitudes, (blocks) the
-    /// sums of what is left of them.
-    pub mantissas: &'a mut [i32],
-}
-
-/// [`Buffers`] on the heap.
-#[cfg(feature = "std")]
-#[derive(Clone, Debug)]
-pub struct Room {
-    octets: std::vec::Vec<i8>,
-    scales: std::vec::Vec<i32>,
-    sums: std::vec::Vec<i16>,
-    tokens: std::vec::Vec<Token>,
-    seconds: std::vec::Vec<u16>,
-    mantissas: std::vec::Vec<i32>,
-}
-
-#[cfg(feature = "std")]
-impl Room {
-    /// As much as `tokens` tokens of `cols` columns need.
-    #[must_use]
-    pub fn new(tokens: usize, cols: usize) -> Self {
-        let needed = Needed::new(tokens, cols);
-        Self {
-            octets: std::vec![0; needed.octets],
-            scales: std::vec![0; needed.scales],
-            sums: std::vec![0; needed.sums],
-            tokens: std::vec![[0; 2]; tokens],
-            seconds: std::vec![0; needed.seconds],
-            mantissas: std::vec![0; needed.mantissas],
-        }
-    }
-
-    /// All of it.
-    pub fn buffers(&mut self) -> Buffers<'_> {
-        Buffers {
-            octets: &mut self.octets,
-            scales: &mut self.scales,
-            sums: &mut self.sums,
-            tokens: &mut self.tokens,
-            seconds: &mut self.seconds,
-            mantissas: &mut self.mantissas,
-        }
-    }
-}
-
 /// What was written into [`Buffers`] so far.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
@@ -213,294 +126,15 @@ impl Shape {
             Layout::Pairs => (token / 2 * 2 * self.blocks + entry) * 2 * BLOCK,
         }
     }
-}
 
-/// Writes the activations of a batch, token by token.
-#[derive(Debug)]
-pub struct Writer<'b, 'a> {
-    buffers: &'b mut Buffers<'a>,
-    shape: Shape,
-    /// Tokens written.
-    written: usize,
-    /// Whether any of them has second entries.
-    seconds: bool,
-}
-
-impl<'a> Buffers<'a> {
-    /// Begins a batch in the layout that `isa` takes.
-    ///
-    /// # Errors
-    /// [`ShapeError`] if `cols` are not whole blocks or more than a matrix has, or a buffer is too short ([`Needed`]).
-    pub fn writer<'b>(
-        &'b mut self,
-        isa: Isa,
-        tokens: usize,
-        cols: usize,
-    ) -> Result<Writer<'b, 'a>, ShapeError> {
-        // First what bounds the products in `Needed`.
-        let sizes = 1..=self.tokens.len();
-        if !sizes.contains(&tokens) || !cols.is_multiple_of(BLOCK) || cols > crate::matrix::MAX_COLS {
-            return Err(ShapeError);
-        }
-        let needed = Needed::new(tokens, cols);
-        let long_enough = self.octets.len() >= needed.octets
-            && self.scales.len() >= needed.scales
-            && self.sums.len() >= needed.sums
-            && self.seconds.len() >= needed.seconds
-            && self.mantissas.len() >= needed.mantissas;
-        if !long_enough {
-            return Err(ShapeError);
-        }
-        let shape = Shape { layout: isa.layout(tokens), tokens, blocks: cols / BLOCK };
-        Ok(Writer { buffers: self, shape, written: 0, seconds: false })
-    }
-}
-
-impl<'b> Writer<'b, '_> {
-    /// Rounds the values of the next token: `values[c] * 2^-frac` are the numbers.
-    ///
-    /// The largest magnitude decides the exponent, such that its mantissa has 19 bits, or 18 if one of 19 were more than
-    /// [`MANTISSA_MAX`]. Halves are rounded up.
-    ///
-    /// # Errors
-    /// [`ShapeError`] if there are not as many values as columns, or as many tokens already.
-    pub fn put(&mut self, values: &[i64], frac: i32, precision: Precision) -> Result<(), ShapeError> {
-        let (shape, token) = (self.shape, self.written);
-        let (values, []) = values.as_chunks::<BLOCK>() else { return Err(ShapeError) };
-        if values.len() != shape.blocks || token == shape.tokens {
-            return Err(ShapeError);
-        }
-        let blocks = shape.blocks;
-        let (mantissas, rest) = self.buffers.mantissas.split_at_mut(blocks * BLOCK);
-        let (largest, rest) = rest.split_at_mut(blocks);
-        let sums = &mut rest[..blocks];
-        let mantissas = &mut mantissas.as_chunks_mut::<BLOCK>().0[..blocks];
-        let mut shift = shift_to_mantissas(values);
-        let mut total;
-        loop {
-            let mut most = 0;
-            total = 0;
-            for (values, (mantissas, largest)) in
-                values.iter().zip(mantissas.iter_mut().zip(largest.iter_mut()))
-            {
-                *largest = narrow(values, shift, mantissas);
-                total += i64::from(*largest);
-                most = most.max(*largest);
-            }
-            // Of 1 in 127 tokens, and then once: half of it is well below.
-            if i64::from(most) <= MANTISSA_MAX {
-                break;
-            }
-            shift += 1;
-        }
-        let mut bits = 0;
-        for (b, ((block, &largest), sum)) in
-            mantissas.iter().zip(largest.iter()).zip(sums.iter_mut()).enumerate()
-        {
-            let second = match precision {
-                Precision::Octets => false,
-                Precision::Outliers => i64::from(largest) * blocks as i64 > 2 * total,
-                Precision::Words => true,
-            };
-            let scales = if second {
-                let (octets, step) = pairs(block, largest);
-                store(self.buffers.octets, &shape, b, token, &octets[0]);
-                store(self.buffers.octets, &shape, blocks + b, token, &octets[1]);
-                self.seconds = true;
-                *sum = step * (STEP * sum_of(&octets[0]) + sum_of(&octets[1]));
-                [STEP * step, step]
-            } else {
-                let (octets, scale) = octets(block, largest);
-                store(self.buffers.octets, &shape, b, token, &octets);
-                *sum = scale * sum_of(&octets);
-                [scale, 0]
-            };
-            bits |= sum.unsigned_abs();
-            for (entry, scale) in [b, blocks + b].into_iter().zip(scales) {
-                for place in shape.scale_places(entry, token) {
-                    self.buffers.scales[place] = scale;
-                }
-            }
-        }
-        // All bits of the sums have as many digits as the largest of them.
-        let sum_shift = SUM_MAX.leading_zeros().saturating_sub(bits.leading_zeros());
-        let half = (1 << sum_shift) >> 1;
-        let stride = shape.sums_stride();
-        let out = &mut self.buffers.sums[token * stride..][..stride];
-        out[blocks..].fill(0);
-        for (out, &sum) in out.iter_mut().zip(sums.iter()) {
-            *out = ((sum + half) >> sum_shift).clamp(-SUM_MAX, SUM_MAX) as i16;
-        }
-        self.buffers.tokens[token] = [frac.saturating_sub(shift), sum_shift.cast_signed()];
-        self.written += 1;
-        Ok(())
-    }
-
-    /// The activations, once all tokens are written.
-    ///
-    /// # Errors
-    /// [`ShapeError`] if some are not.
-    pub fn finish(mut self) -> Result<Activations<'b>, ShapeError> {
-        if self.written < self.shape.tokens {
-            return Err(ShapeError);
-        }
-        let mut seconds = 0;
-        if self.seconds {
-            for b in 0..self.shape.blocks {
-                if self.needs_second(b) {
-                    self.move_second(b, seconds);
-                    self.buffers.seconds[seconds] = b as u16;
-                    seconds += 1;
-                }
-            }
-        }
-        let (buffers, shape) = (self.buffers, self.shape);
-        Ok(Activations {
-            shape,
-            octets: buffers.octets,
-            scales: buffers.scales,
-            sums: buffers.sums,
-            tokens: &buffers.tokens[..shape.tokens],
-            seconds: &buffers.seconds[..seconds],
-            blocks: shape.blocks,
-        })
-    }
-
-    /// Whether any token has a second entry of a block.
-    fn needs_second(&self, block: usize) -> bool {
-        let entry = self.shape.blocks + block;
-        (0..self.shape.tokens).any(|t| self.buffers.scales[self.shape.scale_places(entry, t)[0]] != 0)
-    }
-
-    /// Moves all tokens' second entries of a block to the place of the `to`-th one; clears those that there are not.
-    fn move_second(&mut self, block: usize, to: usize) {
-        let shape = self.shape;
-        let (from, to) = (shape.blocks + block, shape.blocks + to);
-        for token in 0..shape.tokens {
-            let places = shape.scale_places(from, token);
-            let scale = self.buffers.scales[places[0]];
-            for place in shape.scale_places(to, token) {
-                self.buffers.scales[place] = scale;
-            }
-            match shape.layout {
-                Layout::Rows(_) => {
-                    let (from, to) = (shape.octets_place(from, token), shape.octets_place(to, token));
-                    if scale == 0 {
-                        self.buffers.octets[to..][..BLOCK].fill(0);
-                    } else if from != to {
-                        self.buffers.octets.copy_within(from..from + BLOCK, to);
-                    }
-                }
-                Layout::Pairs => {
-                    let (from, to) = (shape.octets_place(from, token), shape.octets_place(to, token));
-                    let own = token % 2 * 8;
-                    for eight in 0..4 {
-                        let (from, to) = (from + 16 * eight + own, to + 16 * eight + own);
-                        if scale == 0 {
-                            self.buffers.octets[to..][..8].fill(0);
-                        } else if from != to {
-                            self.buffers.octets.copy_within(from..from + 8, to);
-                        }
-                    }
-                    // There may be no other one.
-                    if token.is_multiple_of(2) && token + 1 == shape.tokens {
-                        (0..4).for_each(|eight| self.buffers.octets[to + 16 * eight + 8..][..8].fill(0));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// By how many bits a token's values are to be shifted down so that the largest magnitude has 19.
-fn shift_to_mantissas(values: &[[i64; BLOCK]]) -> i32 {
-    let magnitude = values.as_flattened().iter().fold(0, |all, v| all | v.unsigned_abs());
-    // Shifting left by as much as 18 cannot overflow: there are fewer than 19 bits then.
-    if magnitude == 0 { 0 } else { 45 - magnitude.leading_zeros().cast_signed() }
-}
-
-/// Rounds a block's values to mantissas; answers the largest magnitude of them.
-#[inline]
-fn narrow(values: &[i64; BLOCK], shift: i32, mantissas: &mut [i32; BLOCK]) -> i32 {
-    // Loops, as an array's `map` of this length is not turned into vector instructions.
-    if shift > 0 {
-        for (out, value) in mantissas.iter_mut().zip(values) {
-            // Half is added behind the first shift, where it cannot overflow.
-            *out = (((value >> (shift - 1)) + 1) >> 1) as i32;
-        }
-    } else {
-        for (out, value) in mantissas.iter_mut().zip(values) {
-            *out = (value << -shift) as i32;
-        }
-    }
-    mantissas.iter().fold(0, |largest, mantissa| mantissa.abs().max(largest))
-}
-
-/// Sum of a block's octets.
-#[inline]
-fn sum_of(octets: &[i8; BLOCK]) -> i32 {
-    octets.iter().map(|&octet| i32::from(octet)).sum()
-}
-
-/// One octet a column, and their scale. `largest` is the largest magnitude.
-#[inline]
-fn octets(block: &[i32; BLOCK], largest: i32) -> ([i8; BLOCK], i32) {
-    /// Bits of the scale's reciprocal: `127 * 2^23` and half of it fit i32.
-    const BITS: u32 = 23;
-    let scale = ((largest + OCTET_MAX - 1) / OCTET_MAX).max(1);
-    // It is off by at most 1/2, and the quotient, of at most 2^19, by 1/32: no octet is beyond 127.
-    let reciprocal = ((1 << BITS) + scale / 2) / scale;
-    let mut octets = [0; BLOCK];
-    for (octet, mantissa) in octets.iter_mut().zip(block) {
-        *octet = ((mantissa * reciprocal + (1 << (BITS - 1))) >> BITS) as i8;
-    }
-    (octets, scale)
-}
-
-/// Two octets a column, and the scale of the second ones: a power of 2.
-#[inline]
-fn pairs(block: &[i32; BLOCK], largest: i32) -> ([[i8; BLOCK]; 2], i32) {
-    /// `2^24 / 255`: a quotient is off by less than 2^-16, and none is nearer than 1/510 to a half.
-    const RECIPROCAL: i32 = (1 << 24) / STEP;
-    let mut shift = 0;
-    while largest > PAIR_MAX << shift {
-        shift += 1;
-    }
-    let half = (1 << shift) >> 1;
-    let [mut first, mut second] = [[0; BLOCK]; 2];
-    for ((first, second), mantissa) in first.iter_mut().zip(&mut second).zip(block) {
-        let word = (mantissa + half) >> shift;
-        // |word| <= 32512: less than 2^31, half included.
-        let high = (word * RECIPROCAL + (1 << 23)) >> 24;
-        *first = high as i8;
-        *second = (word - STEP * high) as i8;
-    }
-    ([first, second], 1 << shift)
-}
-
-/// Puts a block's octets where its layout has them.
-#[inline]
-fn store(out: &mut [i8], shape: &Shape, entry: usize, token: usize, octets: &[i8; BLOCK]) {
-    let place = shape.octets_place(entry, token);
-    match shape.layout {
-        Layout::Rows(Order::V16) => out[place..][..BLOCK].copy_from_slice(octets),
-        Layout::Rows(order) => {
-            let fours = octets.as_chunks::<4>().0;
-            for (out, four) in out[place..][..BLOCK].as_chunks_mut::<4>().0.iter_mut().zip(order.places()) {
-                *out = fours[four];
-            }
-        }
-        Layout::Pairs => {
-            let eights = octets.as_chunks::<8>().0;
-            let out = out[place..][..2 * BLOCK].as_chunks_mut::<16>().0;
-            for (out, eight) in out.iter_mut().zip(eights) {
-                out[token % 2 * 8..][..8].copy_from_slice(eight);
-                // The first of a pair clears the second's place, as there may be none.
-                if token.is_multiple_of(2) {
-                    out[8..].fill(0);
-                }
-            }
-        }
+    /// How many octets of a token lie together, and where each such part of an entry begins.
+    fn octet_parts(&self, entry: usize, token: usize) -> (usize, impl Iterator<Item = usize> + use<>) {
+        let first = self.octets_place(entry, token);
+        let (length, first) = match self.layout {
+            Layout::Rows(_) => (BLOCK, first),
+            Layout::Pairs => (EIGHT, first + token % 2 * EIGHT),
+        };
+        (length, (first..).step_by(2 * length).take(BLOCK / length))
     }
 }
 
@@ -575,12 +209,6 @@ impl<'a> Activations<'a> {
     #[must_use]
     pub const fn cols(&self) -> usize {
         self.blocks * BLOCK
-    }
-
-    /// Blocks of the second entries, in ascending order.
-    #[must_use]
-    pub const fn seconds(&self) -> &'a [u16] {
-        self.seconds
     }
 
     /// Each entry, and the block that it belongs to.
@@ -714,7 +342,7 @@ impl<'a> Activations<'a> {
                         let four = order.places().iter().position(|&four| four == column / 4);
                         four.unwrap_or(0) * 4 + column % 4
                     }
-                    Layout::Pairs => column / 8 * 16 + token % 2 * 8 + column % 8,
+                    Layout::Pairs => column / EIGHT * 2 * EIGHT + token % 2 * EIGHT + column % EIGHT,
                 };
                 each(block * BLOCK + column, scale * i64::from(octets[place]));
             }
