@@ -41,7 +41,7 @@ pub(crate) use flush_lines;
 
 /// Reads a system register that exists at EL3.
 macro_rules! read {
-    ($register:literal) => {{
+    ($register:expr) => {{
         let value: u64;
         // SAFETY: reads a register that exists at EL3.
         unsafe {
@@ -54,7 +54,7 @@ pub(crate) use read;
 
 /// Writes a system register of EL2 or EL1.
 macro_rules! write {
-    ($register:literal, $value:expr) => {
+    ($register:expr, $value:expr) => {
         // SAFETY: registers of EL2 and EL1, under which EL3 does not run.
         unsafe {
             core::arch::asm!(concat!("msr ", $register, ", {}"), in(reg) $value, options(nostack, preserves_flags));
@@ -62,3 +62,14 @@ macro_rules! write {
     };
 }
 pub(crate) use write;
+
+/// Writes the registers in which an exception level, `"el1"` or `"el2"`, finds an exception that it has taken.
+macro_rules! deliver {
+    ($level:literal, $exception:expr) => {{
+        $crate::cpu::write!(concat!("esr_", $level), $exception.syndrome);
+        $crate::cpu::write!(concat!("far_", $level), $exception.address);
+        $crate::cpu::write!(concat!("elr_", $level), $exception.return_address);
+        $crate::cpu::write!(concat!("spsr_", $level), $exception.saved_state);
+    }};
+}
+pub(crate) use deliver;

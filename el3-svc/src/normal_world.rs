@@ -3,7 +3,7 @@
 //! EL2 holds one page of code, the stub: its vectors hand every exception to EL3, which answers in EL2's place.
 
 use crate::{
-    cpu::{read, write},
+    cpu::{deliver, read, write},
     stage2::{self, LAYOUT},
     stage2_fault::Fault,
     stage2_format::{vtcr, vttbr},
@@ -144,10 +144,7 @@ pub fn abort() -> Option<u64> {
         Some(Some(false)) | None => {
             FAULTS.fetch_add(1, Ordering::Relaxed);
             let exception = fault.exception();
-            write!("esr_el1", exception.syndrome);
-            write!("far_el1", exception.address);
-            write!("elr_el1", exception.return_address);
-            write!("spsr_el1", exception.saved_state);
+            deliver!("el1", exception);
             (exception.entry, exception.state)
         }
     };

@@ -7,8 +7,8 @@
 //! The Secure world's faults stay its own: the SPMC deals with its partitions', and an attacker has none of them.
 
 use crate::{
-    cpu::{read, write},
-    exception::{Exception, Interrupted, Level, Taker},
+    cpu::{deliver, read},
+    exception::{Interrupted, Level, Taker},
     gpt_fault::Fault,
 };
 use core::{
@@ -137,26 +137,16 @@ extern "C" fn reflect(context: &mut Context) {
         interrupted: Interrupted { state: context.state, return_address: context.return_address },
         hypervisor: read!("hcr_el2"),
     };
-    let exception = match fault.level() {
-        Level::El1 => {
-            let exception = fault.exception(&taker(&fault, read!("vbar_el1"), read!("sctlr_el1")));
-            write!("esr_el1", exception.syndrome);
-            write!("far_el1", exception.address);
-            write!("elr_el1", exception.return_address);
-            write!("spsr_el1", exception.saved_state);
-            exception
-        }
-        Level::El2 => {
-            let exception = fault.exception(&taker(&fault, read!("vbar_el2"), read!("sctlr_el2")));
-            write!("esr_el2", exception.syndrome);
-            write!("far_el2", exception.address);
-            write!("elr_el2", exception.return_address);
-            write!("spsr_el2", exception.saved_state);
-            exception
-        }
+    let (vectors, control) = match fault.level() {
+        Level::El1 => (read!("vbar_el1"), read!("sctlr_el1")),
+        Level::El2 => (read!("vbar_el2"), read!("sctlr_el2")),
     };
-    let Exception { entry, state, .. } = exception;
-    (context.return_address, context.state) = (entry, state);
+    let exception = fault.exception(&taker(&fault, vectors, control));
+    match fault.level() {
+        Level::El1 => deliver!("el1", exception),
+        Level::El2 => deliver!("el2", exception),
+    }
+    (context.return_address, context.state) = (exception.entry, exception.state);
 }
 
 fn taker(fault: &Fault, vectors: u64, control: u64) -> Taker {

@@ -13,7 +13,7 @@ use core::{
     ffi::c_int,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
-use flexserve_abi::{GRANULE_SIZE, el3::Gpi};
+use flexserve_abi::el3::Gpi;
 use flexserve_platform::{self as platform, Region};
 
 /// Where everything lies.
