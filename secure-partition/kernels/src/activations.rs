@@ -128,13 +128,14 @@ impl Shape {
     }
 
     /// How many octets of a token lie together, and where each such part of an entry begins.
+    #[inline]
     fn octet_parts(&self, entry: usize, token: usize) -> (usize, impl Iterator<Item = usize> + use<>) {
         let first = self.octets_place(entry, token);
         let (length, first) = match self.layout {
             Layout::Rows(_) => (BLOCK, first),
             Layout::Pairs => (EIGHT, first + token % 2 * EIGHT),
         };
-        (length, (first..).step_by(2 * length).take(BLOCK / length))
+        (length, (0..BLOCK / length).map(move |part| first + part * 2 * length))
     }
 }
 
@@ -151,6 +152,23 @@ pub(crate) struct Run<'a> {
     /// Blocks of the others, ascending.
     pub jumps: &'a [u16],
 }
+
+/// Instructions behind those for the entry of one block, which go back to them, at label 2, for the next entry of a list of jumps:
+/// {jumps}, of which {left} are left. The pointers named are to a block each, of {bytes} bytes, and are behind the one in front of
+/// block number {here}; {count} is how many adjacent blocks the instructions go through. {next} and {jump} are scratch.
+#[cfg(target_arch = "aarch64")]
+macro_rules! jump {
+    ($($block:ident),+) => {
+        concat!(
+            "cbz {left}, 3f\nldrh {next:w}, [{jumps}], #2\nsub {left}, {left}, #1\n",
+            "sub {jump}, {next}, {here}\nmul {jump}, {jump}, {bytes}\n",
+            $("add {", stringify!($block), "}, {", stringify!($block), "}, {jump}\n",)+
+            "add {here}, {next}, #1\nmov {count}, #1\nb 2b\n3:\n"
+        )
+    };
+}
+#[cfg(target_arch = "aarch64")]
+pub(crate) use jump;
 
 #[cfg(target_arch = "aarch64")]
 impl Run<'_> {

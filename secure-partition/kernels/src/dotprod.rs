@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use crate::activations::{Activations, Run};
+use crate::activations::{Activations, Run, jump};
 use crate::format::{BLOCK, Format, GROUP, NIBBLES, OCTETS, SCALES};
 use crate::matrix::{Group, Matrix};
 use crate::minima;
@@ -85,16 +85,7 @@ macro_rules! vector {
             )+
             "subs {count}, {count}, #1",
             "b.ne 2b",
-            "cbz {left}, 3f",
-            "ldrh {next:w}, [{jumps}], #2",
-            "sub {left}, {left}, #1",
-            "sub {jump}, {next}, {here}",
-            "mul {jump}, {jump}, {bytes}",
-            $(concat!("add {", stringify!($block), "}, {", stringify!($block), "}, {jump}"),)+
-            "add {here}, {next}, #1",
-            "mov {count}, #1",
-            "b 2b",
-            "3:",
+            jump!($($block),+),
             x = inout(reg) $x => _, scales = inout(reg) $scales => _, stride = in(reg) $stride,
             count = inout(reg) $run.count => _, left = inout(reg) $run.jumps.len() => _,
             jumps = inout(reg) $run.jumps.as_ptr() => _, here = inout(reg) $run.block + $run.count => _,

@@ -5,7 +5,7 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 use core::sync::atomic::{AtomicI32, AtomicI64};
 
-use crate::activations::{Activations, Run, Token};
+use crate::activations::{Activations, Run, Token, jump};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
 use crate::matmul::Output;
 use crate::matrix::Group;
@@ -118,16 +118,7 @@ fn multiply<const NIBBLE: bool>(group: &Group, x: &Activations, token: usize, ru
                 scale!(),
                 "subs {count}, {count}, #1",
                 "b.ne 2b",
-                "cbz {left}, 3f",
-                "ldrh {next:w}, [{jumps}], #2",
-                "sub {left}, {left}, #1",
-                "sub {jump}, {next}, {here}",
-                "mul {jump}, {jump}, {bytes}",
-                "add {block}, {block}, {jump}",
-                "add {here}, {next}, #1",
-                "mov {count}, #1",
-                "b 2b",
-                "3:",
+                jump!(block),
                 block = inout(reg) block => _, x = inout(reg) x.as_ptr() => _, scales = inout(reg) scales.as_ptr() => _,
                 stride = in(reg) stride, count = inout(reg) run.count => _, left = inout(reg) run.jumps.len() => _,
                 jumps = inout(reg) run.jumps.as_ptr() => _, here = inout(reg) run.block + run.count => _,
@@ -156,17 +147,7 @@ fn multiply<const NIBBLE: bool>(group: &Group, x: &Activations, token: usize, ru
                 scale!(),
                 "subs {count}, {count}, #1",
                 "b.ne 2b",
-                "cbz {left}, 3f",
-                "ldrh {next:w}, [{jumps}], #2",
-                "sub {left}, {left}, #1",
-                "sub {jump}, {next}, {here}",
-                "mul {jump}, {jump}, {bytes}",
-                "add {block}, {block}, {jump}",
-                "add {second}, {second}, {jump}",
-                "add {here}, {next}, #1",
-                "mov {count}, #1",
-                "b 2b",
-                "3:",
+                jump!(block, second),
                 block = inout(reg) block => _, second = inout(reg) block.add(SCALES + NIBBLES) => _,
                 x = inout(reg) x.as_ptr() => _, scales = inout(reg) scales.as_ptr() => _, stride = in(reg) stride,
                 // From the second 64 bytes of rows 0..4 to the next block, and of rows 4..8 to those of the next.

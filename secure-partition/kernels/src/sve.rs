@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use crate::activations::{Activations, Run};
+use crate::activations::{Activations, Run, jump};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, NIBBLES, OCTETS, SCALES};
 
 /// Groups that are multiplied at once.
@@ -216,54 +216,12 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
     }
 }
 
-/// Dot products of four rows with vectors of 32 bytes and an entry's octets in z0.
-macro_rules! dots_32 {
-    ($sum:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
+/// Dot products of four rows, whose weights are in four vectors of 32 bytes or two of 64, with an entry's octets in z0.
+macro_rules! dots {
+    ($sum:literal, $($weights:literal $four:literal),+) => {
         concat!(
-            "mov ",
-            $sum,
-            ".s, #0\n",
-            "sdot ",
-            $sum,
-            ".s, ",
-            $a,
-            ".b, z0.b[0]\n",
-            "sdot ",
-            $sum,
-            ".s, ",
-            $b,
-            ".b, z0.b[1]\n",
-            "sdot ",
-            $sum,
-            ".s, ",
-            $c,
-            ".b, z0.b[2]\n",
-            "sdot ",
-            $sum,
-            ".s, ",
-            $d,
-            ".b, z0.b[3]\n"
-        )
-    };
-}
-
-/// The same with vectors of 64 bytes.
-macro_rules! dots_64 {
-    ($sum:literal, $a:literal, $b:literal) => {
-        concat!(
-            "mov ",
-            $sum,
-            ".s, #0\n",
-            "sdot ",
-            $sum,
-            ".s, ",
-            $a,
-            ".b, z0.b[0]\n",
-            "sdot ",
-            $sum,
-            ".s, ",
-            $b,
-            ".b, z0.b[1]\n"
+            "mov ", $sum, ".s, #0\n",
+            $("sdot ", $sum, ".s, ", $weights, ".b, z0.b[", $four, "]\n"),+
         )
     };
 }
@@ -288,7 +246,7 @@ macro_rules! block {
                 "ld1b {{z6.b}}, p0/z, [", $block, ", #2, mul vl]\n", "ld1b {{z7.b}}, p0/z, [", $block, ", #3, mul vl]\n",
                 "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n", "and z10.d, z6.d, z14.d\n", "and z11.d, z7.d, z14.d\n"
             ),
-            dots_32!("z12", "z4", "z5", "z6", "z7"), dots_32!("z13", "z8", "z9", "z10", "z11"),
+            dots!("z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!("z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3),
             "sub z12.s, z12.s, z13.s\n", $($sums),*
         )
     };
@@ -301,7 +259,7 @@ macro_rules! block {
                 "ld1b {{z8.b}}, p0/z, [", $block, ", #4, mul vl]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", #5, mul vl]\n",
                 "ld1b {{z10.b}}, p0/z, [", $block, ", #6, mul vl]\n", "ld1b {{z11.b}}, p0/z, [", $block, ", #7, mul vl]\n"
             ),
-            dots_32!("z12", "z4", "z5", "z6", "z7"), dots_32!("z13", "z8", "z9", "z10", "z11"), "", $($sums),*
+            dots!("z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!("z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3), "", $($sums),*
         )
     };
     (64, true, $block:literal, $($sums:literal),*) => {
@@ -311,7 +269,7 @@ macro_rules! block {
                 "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
                 "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n"
             ),
-            dots_64!("z12", "z4", "z5"), dots_64!("z13", "z8", "z9"), "sub z12.s, z12.s, z13.s\n", $($sums),*
+            dots!("z12", "z4" 0, "z5" 1), dots!("z13", "z8" 0, "z9" 1), "sub z12.s, z12.s, z13.s\n", $($sums),*
         )
     };
     (64, false, $block:literal, $($sums:literal),*) => {
@@ -321,7 +279,7 @@ macro_rules! block {
                 "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
                 "ld1b {{z8.b}}, p0/z, [", $block, ", x14]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", x15]\n"
             ),
-            dots_64!("z12", "z4", "z5"), dots_64!("z13", "z8", "z9"), "", $($sums),*
+            dots!("z12", "z4" 0, "z5" 1), dots!("z13", "z8" 0, "z9" 1), "", $($sums),*
         )
     };
 }
@@ -389,16 +347,7 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
                     "add {a}, {a}, {a_stride}",
                     "subs {count}, {count}, #1",
                     "b.ne 2b",
-                    "cbz {left}, 3f",
-                    "ldrh {next:w}, [{jumps}], #2",
-                    "sub {left}, {left}, #1",
-                    "sub {jump}, {next}, {here}",
-                    "mul {jump}, {jump}, {bytes}",
                     $jump,
-                    "add {here}, {next}, #1",
-                    "mov {count}, #1",
-                    "b 2b",
-                    "3:",
                     $fold,
                     ".arch_extension nosve2", ".arch_extension nosve",
                     $($b)*
@@ -424,7 +373,7 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
                 run!(
                     $bytes, $x,
                     block!($length, $nibble, "{b}", "z15", "z16", "z17", "z18"),
-                    "add {b}, {b}, {jump}",
+                    jump!(b),
                     fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
                     b = inout(reg) blocks(0) => _,
                 )
@@ -437,7 +386,7 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
                         block!($length, $nibble, "{d}", "z23", "z24", "z25", "z26"),
                         block!($length, $nibble, "{e}", "z27", "z28", "z29", "z30")
                     ),
-                    "add {b}, {b}, {jump}\nadd {c}, {c}, {jump}\nadd {d}, {d}, {jump}\nadd {e}, {e}, {jump}",
+                    jump!(b, c, d, e),
                     concat!(
                         fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
                         fold!($length, $shift, "z19", "z20", "z21", "z22", "z23"),

@@ -368,12 +368,12 @@ fn store(out: &mut [i8], shape: &Shape, entry: usize, token: usize, octets: &[i8
             }
         }
         Layout::Pairs => {
-            let (_, parts) = shape.octet_parts(entry, token);
-            for (part, eight) in parts.zip(octets.as_chunks::<EIGHT>().0) {
-                out[part..][..EIGHT].copy_from_slice(eight);
+            let out = out[place..][..2 * BLOCK].as_chunks_mut::<{ 2 * EIGHT }>().0;
+            for (out, eight) in out.iter_mut().zip(octets.as_chunks::<EIGHT>().0) {
+                out[token % 2 * EIGHT..][..EIGHT].copy_from_slice(eight);
                 // The first of a pair clears the second's place, as there may be none.
                 if token.is_multiple_of(2) {
-                    out[part + EIGHT..][..EIGHT].fill(0);
+                    out[EIGHT..].fill(0);
                 }
             }
         }
