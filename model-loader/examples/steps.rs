@@ -11,6 +11,7 @@ use std::thread::yield_now as mark;
 
 use flexserve_kernels::isa::Isa;
 use flexserve_llm::engine::{Engine, workspace_bytes};
+use flexserve_llm::sampler::Sampler;
 use flexserve_model_loader::file::{Container, Memory};
 use flexserve_model_loader::run::tokenize;
 use serde_json::json;
@@ -44,10 +45,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     mark();
     hash.update(engine.logits().as_bytes());
     engine.reset();
-    let mut answer = vec![highest(engine.prefill(&batch[..PROMPT])?)];
+    let mut greedy = Sampler::new(0, 0, 0);
+    let mut answer = vec![greedy.sample(engine.prefill(&batch[..PROMPT])?)];
     for count in ANSWER {
         while answer.len() < count {
-            answer.push(highest(engine.decode(answer[answer.len() - 1])?));
+            answer.push(greedy.sample(engine.decode(answer[answer.len() - 1])?));
         }
         mark();
     }
@@ -56,10 +58,4 @@ fn main() -> Result<(), Box<dyn Error>> {
     let weights: usize = segments.iter().map(|segment| segment.len()).sum();
     println!("{}", json!({ "logits_sha256": hash, "weights": weights, "workspace": workspace }));
     Ok(())
-}
-
-/// The token with the highest logit, the first of them.
-fn highest(logits: &[i32]) -> u32 {
-    let most = logits.iter().fold(i32::MIN, |most, &logit| most.max(logit));
-    logits.iter().position(|&logit| logit == most).unwrap_or(0) as u32
 }

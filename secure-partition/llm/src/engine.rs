@@ -160,27 +160,32 @@ impl<'m, 'w> Engine<'m, 'w> {
 
     /// Runs all layers on at most [`BATCH`] tokens that were checked. The residual stream is the result.
     fn batch(&mut self, tokens: &[u32]) -> Result<(), Error> {
-        // Apart from the rest, so that both can be borrowed; nothing below panics.
-        let mut buffers = core::mem::take(&mut self.workspace.activations);
-        let result = self.layers(&mut buffers, tokens);
-        self.workspace.activations = buffers;
-        result
-    }
-
-    /// The same, with room for activations.
-    fn layers(&mut self, buffers: &mut Buffers<'w>, tokens: &[u32]) -> Result<(), Error> {
         self.embed(tokens)?;
         let steps = self.model.manifest().rope_steps();
         let pairs = self.shape.pairs;
         for (t, table) in self.workspace.rotations.chunks_exact_mut(pairs).take(tokens.len()).enumerate() {
             rope::rotations(steps.iter().map(|step| step.get()), self.position + t, table);
         }
-        for layer in 0..self.shape.layers as u32 {
-            self.attention(buffers, layer, tokens.len())?;
-            self.feed_forward(buffers, layer, tokens.len())?;
-        }
+        self.with_buffers(|engine, buffers| {
+            for layer in 0..engine.shape.layers as u32 {
+                engine.attention(buffers, layer, tokens.len())?;
+                engine.feed_forward(buffers, layer, tokens.len())?;
+            }
+            Ok(())
+        })?;
         self.position += tokens.len();
         Ok(())
+    }
+
+    /// Calls `f` with the room for activations apart from the rest, so that both can be borrowed.
+    fn with_buffers(
+        &mut self,
+        f: impl FnOnce(&mut Self, &mut Buffers<'w>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut buffers = core::mem::take(&mut self.workspace.activations);
+        let result = f(self, &mut buffers);
+        self.workspace.activations = buffers;
+        result
     }
 
     /// Starts the residual stream with the tokens' embeddings.
@@ -349,12 +354,10 @@ impl<'m, 'w> Engine<'m, 'w> {
     fn head(&mut self, tokens: Range<usize>, out: Option<&mut [i32]>) -> Result<(), Error> {
         let head = weights::head(&self.model)?;
         let norm = weights::vector(&self.model, TensorKind::OutputNorm, 0)?;
-        let mut buffers = core::mem::take(&mut self.workspace.activations);
-        let x = self.normalize(&mut buffers, &norm, tokens, Precision::Outliers);
-        let out = out.unwrap_or(self.workspace.logits);
-        let result = x.and_then(|x| project(self.isa, self.workers, &head, &x, out));
-        self.workspace.activations = buffers;
-        result
+        self.with_buffers(|engine, buffers| {
+            let x = engine.normalize(buffers, &norm, tokens, Precision::Outliers)?;
+            project(engine.isa, engine.workers, &head, &x, out.unwrap_or(engine.workspace.logits))
+        })
     }
 }
 
