@@ -21,7 +21,8 @@ const DENIED: i64 = Status::Denied as i64;
 
 /// An address of which nothing may ever move, by name. `None` for what a port does not have.
 pub const FIXED: [(&str, u64); 7] = [
-    ("EL3's memory", EL3.base),
+    // Not its first granule, which TF-A's port to QEMU leaves to all worlds in the granule protection tables.
+    ("EL3's memory", EL3.base + GRANULE),
     ("the last granule of EL3's memory", EL3.base + EL3.size - GRANULE),
     ("the SPMC's memory", SPMC.base),
     ("the LLM partition's image", LLM_PARTITION.base),

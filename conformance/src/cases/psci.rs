@@ -6,7 +6,7 @@ use core::arch::{asm, global_asm};
 use flexserve_normal_runtime::cores;
 
 use crate::{
-    bench::{call, on_core, other_core},
+    bench::{call, other_core},
     suite::{Cases, Failure, Verdict, ensure},
 };
 
@@ -132,18 +132,6 @@ pub fn cases(cases: &mut Cases) {
         ensure!(found == ON, "it answers {found}");
         Ok(())
     });
-    cases.add(
-        "psci",
-        "another core was started at its entry point with its context",
-        "DEN0022 5.4, 6.4",
-        |_| {
-            // It would not serve tasks without the stack that came as its context.
-            let core = other_core()?;
-            let found = on_core(core, cores::current)?;
-            ensure!(found == core, "core {core} calls itself {found}");
-            Ok(())
-        },
-    );
     // PSCI promises nothing of SIMD registers: a core that was lent does.
     for (what, check) in STARTED_STATE.into_iter().filter(|(what, _)| !what.contains("SIMD")) {
         cases.add("psci", format!("a core that was off starts with {what}"), "DEN0022 6.4", move |_| {

@@ -10,7 +10,7 @@ use flexserve_client::ffa::Function;
 use flexserve_platform::LENDABLE;
 
 use super::ffa::{refused, without_buffers};
-use super::ownership::while_lent;
+use super::ownership::{comes_back_zero, while_lent};
 use crate::{
     bench::{Bench, GRANULE, call, on_core, other_core},
     suite::{Cases, Failure, Verdict, ensure},
@@ -85,11 +85,13 @@ pub fn cases(cases: &mut Cases) {
     });
     cases.add("realm", "a lent page is not delegated to the Realm world", "DESIGN rule 1", |bench| {
         bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;
-        while_lent(bench, |_, page| {
-            let answer = call(RMI_GRANULE_DELEGATE, &[page])[0];
-            ensure!(answer != 0, "RMI_GRANULE_DELEGATE succeeds");
-            Ok(())
-        })
+        let pages = bench.patterned(1)?;
+        let handle = bench.lend(&pages)?;
+        let answer = call(RMI_GRANULE_DELEGATE, &pages)[0];
+        // Otherwise there is no way back: the SPMC cannot reach it any more.
+        ensure!(answer != 0, "RMI_GRANULE_DELEGATE succeeds");
+        bench.reclaim(handle)?;
+        comes_back_zero(&pages)
     });
     cases.add("realm", "a page that the Realm world has is not lent", "DESIGN rule 1", |bench| {
         bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;

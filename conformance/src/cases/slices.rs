@@ -121,9 +121,11 @@ pub fn cases(cases: &mut Cases) {
         let handle = bench.lend(&large)?;
         begin_reclaim(bench, handle)?;
         let pages = bench.patterned(2)?;
-        let other = bench.lend(&pages)?;
-        let closed = pages.iter().try_for_each(|page| bench.expect_closed(cores::current(), *page));
-        bench.reclaim(other)?;
+        let closed = bench.lend(&pages).and_then(|other| {
+            let closed = pages.iter().try_for_each(|page| bench.expect_closed(cores::current(), *page));
+            bench.reclaim(other)?;
+            closed
+        });
         bench.reclaim(handle)?;
         closed?;
         comes_back_zero(&pages)?;
@@ -135,8 +137,9 @@ pub fn cases(cases: &mut Cases) {
         begin_reclaim(bench, old)?;
         let back = large.iter().find(|page| exceptions::read(**page).is_ok()).copied();
         let Some(page) = back else { return Err(Failure::Wrong("none is back".into())) };
-        let new = bench.lend(&[page])?;
+        let new = bench.lend(&[page]);
         bench.reclaim(old)?;
+        let new = new?;
         let closed = bench.expect_closed(cores::current(), page);
         bench.reclaim(new)?;
         closed?;
@@ -200,8 +203,9 @@ fn unfinished(cases: &mut Cases) {
             }
             let ffa = &mut bench.system()?.ffa;
             let retrieved = probe::probe(ffa, hostile, Op::Retrieve, handle, &mut || {});
-            bench.reclaim(handle)?;
+            let back = bench.reclaim(handle);
             ensure!(matches!(retrieved, Ok(Outcome::Answered(1..))), "it answers {retrieved:x?}");
+            back?;
             if leaving { comes_back_zero(&large) } else { are_as_they_were(&large) }
         });
     }
