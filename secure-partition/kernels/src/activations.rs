@@ -3,10 +3,13 @@
 //! A token's values become mantissas `M`, |M| <= [`MANTISSA_MAX`], under one power of 2. Of each block the kernels get octets
 //! `m` and a scale `a`, `M = a * m`: one byte a column, which is what Arm's products of bytes take. Where that is too coarse, a
 //! block has a second entry, `M = a * m + a' * m'`, which only those blocks that need it cost anything: see [`Precision`].
-//! Entries of all blocks come first, second entries behind them; a batch of tokens has those of all blocks that any of its tokens
-//! needs, and zeros for the others, so that who is in the batch makes no difference to a single bit.
+//! Entries of all blocks come first, second entries behind them. Tokens that kernels take together, a tile of them, have second entries
+//! of all blocks that any of them needs, and zeros for the others, so that who is in the batch makes no difference to a single bit.
 
 mod writer;
+
+#[cfg(target_arch = "aarch64")]
+use core::ops::Range;
 
 use crate::format::BLOCK;
 use crate::isa::{Isa, Kernel};
@@ -45,9 +48,9 @@ pub enum Precision {
 /// How the octets of an entry lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// (tokens, entries, 32 columns), of which groups of four come in an [`Order`].
+    /// (tiles, entries, tokens of a tile, 32 columns), of which groups of four come in an [`Order`].
     Rows(Order),
-    /// (pairs of tokens, entries, 4, 2 tokens, 8 columns).
+    /// (tiles, entries, pairs of tokens of a tile, 4, 2 tokens, 8 columns).
     Pairs,
 }
 
@@ -85,7 +88,19 @@ impl Isa {
             _ => Layout::Rows(Order::V16),
         }
     }
+
+    /// Tokens of a tile, which kernels take together.
+    const fn tile(self, tokens: usize) -> usize {
+        match self.kernel() {
+            _ if tokens < BATCH_MIN => 1,
+            Kernel::Dotprod | Kernel::I8mm | Kernel::Sve32 | Kernel::Sve64 => TILE_MAX,
+            _ => BATCH_MIN,
+        }
+    }
 }
+
+/// Most tokens of a tile.
+const TILE_MAX: usize = 8;
 
 /// A token of a batch: the exponent, `value = M * 2^-exponent`; and by how many bits its blocks' sums were shifted down, 0..=13.
 pub type Token = [i32; 2];
@@ -96,6 +111,8 @@ struct Shape {
     layout: Layout,
     tokens: usize,
     blocks: usize,
+    /// Tokens of a tile.
+    tile: usize,
 }
 
 impl Shape {
@@ -119,12 +136,21 @@ impl Shape {
         }
     }
 
+    /// From the octets of an entry to those of the next one.
+    const fn octets_stride(&self) -> usize {
+        self.tile * BLOCK
+    }
+
     /// Where the octets of a token's entry begin; in [`Layout::Pairs`] those of it and of the other token.
     const fn octets_place(&self, entry: usize, token: usize) -> usize {
-        match self.layout {
-            Layout::Rows(_) => (token * 2 * self.blocks + entry) * BLOCK,
-            Layout::Pairs => (token / 2 * 2 * self.blocks + entry) * 2 * BLOCK,
-        }
+        let (tile, token) = (token / self.tile, token % self.tile);
+        let token = if let Layout::Pairs = self.layout { token / 2 * 2 } else { token };
+        (tile * 2 * self.blocks + entry) * self.octets_stride() + token * BLOCK
+    }
+
+    /// Where the list of a tile's second entries is: how many there are, then their blocks.
+    const fn seconds_place(&self, token: usize) -> usize {
+        token / self.tile * (1 + self.blocks)
     }
 
     /// How many octets of a token lie together, and where each such part of an entry begins.
@@ -152,6 +178,10 @@ pub(crate) struct Run<'a> {
     /// Blocks of the others, ascending.
     pub jumps: &'a [u16],
 }
+
+/// The entries of some blocks.
+#[cfg(target_arch = "aarch64")]
+pub(crate) type Runs<'a> = [Option<Run<'a>>; 2];
 
 /// Instructions behind those for the entry of one block, which go back to them, at label 2, for the next entry of a list of jumps:
 /// {jumps}, of which {left} are left. The pointers named are to a block each, of {bytes} bytes, and are behind the one in front of
@@ -183,6 +213,12 @@ impl Run<'_> {
     }
 }
 
+/// How many of some ascending numbers of blocks are below one.
+#[inline]
+fn below(blocks: &[u16], end: usize) -> usize {
+    blocks.partition_point(|&block| usize::from(block) < end)
+}
+
 /// Activations of a batch of tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Activations<'a> {
@@ -191,6 +227,7 @@ pub struct Activations<'a> {
     scales: &'a [i32],
     sums: &'a [i16],
     tokens: &'a [Token],
+    /// (tiles, 1 + blocks), see [`Shape::seconds_place`].
     seconds: &'a [u16],
     /// Blocks that are taken into account.
     blocks: usize,
@@ -205,16 +242,18 @@ impl<'a> Activations<'a> {
         if cols > self.cols() || !cols.is_multiple_of(BLOCK) {
             return Err(ShapeError);
         }
-        let blocks = cols / BLOCK;
-        // They are in ascending order.
-        let seconds = self.seconds.iter().take_while(|&&block| usize::from(block) < blocks).count();
-        Ok(Self { blocks, seconds: &self.seconds[..seconds], ..*self })
+        Ok(Self { blocks: cols / BLOCK, ..*self })
     }
 
     /// How they lie in memory.
     #[must_use]
     pub const fn layout(&self) -> Layout {
         self.shape.layout
+    }
+
+    /// Whether they were written for the kernels of `isa`, or for such as take the same.
+    pub(crate) fn are_for(&self, isa: Isa) -> bool {
+        self.shape.layout == isa.layout(self.tokens()) && self.shape.tile == isa.tile(self.tokens())
     }
 
     /// Number of tokens.
@@ -229,64 +268,70 @@ impl<'a> Activations<'a> {
         self.blocks * BLOCK
     }
 
-    /// Each entry, and the block that it belongs to.
+    /// Blocks, ascending, of which a token has second entries.
     #[inline]
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (usize, usize)> + use<'a> {
-        let seconds =
-            (self.shape.blocks..).zip(self.seconds).map(|(entry, &block)| (entry, usize::from(block)));
-        (0..self.blocks).map(|block| (block, block)).chain(seconds)
+    fn seconds(&self, token: usize) -> &'a [u16] {
+        let list = &self.seconds[self.shape.seconds_place(token)..];
+        let list = &list[1..=list[0].into()];
+        if self.blocks == self.shape.blocks { list } else { &list[..below(list, self.blocks)] }
     }
 
-    /// The entries in chunks of at most `most` that lie behind each other: the first entry, and how many.
+    /// Each entry of a token, and the block that it belongs to.
+    #[inline]
+    pub(crate) fn entries(&self, token: usize) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+        let seconds = (self.shape.blocks..).zip(self.seconds(token));
+        (0..self.blocks)
+            .map(|block| (block, block))
+            .chain(seconds.map(|(entry, &block)| (entry, usize::from(block))))
+    }
+
+    /// The entries that a token, and with it its tile, has of some blocks: as one run or two.
     #[inline]
     #[cfg(target_arch = "aarch64")]
-    pub(crate) fn chunks(&self, most: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (blocks, first, seconds) = (self.blocks, self.shape.blocks, self.seconds.len());
+    pub(crate) fn runs(&self, token: usize, blocks: Range<usize>) -> Runs<'a> {
+        let seconds = self.seconds(token);
+        let all = blocks.start == 0 && blocks.end == self.blocks;
+        let (first, end) =
+            if all { (0, seconds.len()) } else { (below(seconds, blocks.start), below(seconds, blocks.end)) };
+        let seconds = &seconds[first..end];
         // Second entries lie behind those of all blocks.
-        let parts =
-            if blocks == first { [(0, blocks + seconds), (0, 0)] } else { [(0, blocks), (first, seconds)] };
-        parts.into_iter().flat_map(move |(start, count)| {
-            (0..count).step_by(most).map(move |done| (start + done, most.min(count - done)))
-        })
+        let together = first == 0 && blocks.end == self.shape.blocks;
+        let (jumps, apart) = if together { (seconds, &[][..]) } else { (&[][..], seconds) };
+        let entry = self.shape.blocks + first;
+        let run = Run { entry: blocks.start, block: blocks.start, count: blocks.len(), jumps };
+        let apart = apart.split_first();
+        [Some(run), apart.map(|(&block, jumps)| Run { entry, block: block.into(), count: 1, jumps })]
     }
 
-    /// The block that an entry belongs to.
+    /// Octets of an entry of a token; in [`Layout::Pairs`], of it and the other one.
     #[inline]
-    #[cfg(target_arch = "aarch64")]
-    pub(crate) fn block(&self, entry: usize) -> usize {
-        if entry < self.shape.blocks { entry } else { usize::from(self.seconds[entry - self.shape.blocks]) }
-    }
-
-    /// The entries as runs that lie behind each other in memory.
-    #[inline]
-    #[cfg(target_arch = "aarch64")]
-    pub(crate) fn runs(&self) -> impl Iterator<Item = Run<'a>> + use<'a> {
-        // Second entries lie behind those of all blocks.
-        let together = self.blocks == self.shape.blocks;
-        let (jumps, apart) = if together { (self.seconds, &[][..]) } else { (&[][..], self.seconds) };
-        let apart = (self.shape.blocks..).zip(apart).map(|(entry, &block)| Run {
-            entry,
-            block: block.into(),
-            count: 1,
-            jumps: &[],
-        });
-        core::iter::once(Run { entry: 0, block: 0, count: self.blocks, jumps }).chain(apart)
-    }
-
-    /// Octets of `count` entries of a token; in [`Layout::Pairs`], of it and the other one.
-    #[inline]
-    pub(crate) fn octets(&self, token: usize, entry: usize, count: usize) -> &'a [i8] {
+    pub(crate) fn octets(&self, token: usize, entry: usize) -> &'a [i8] {
         let each = if self.shape.layout == Layout::Pairs { 2 * BLOCK } else { BLOCK };
-        &self.octets[self.shape.octets_place(entry, token)..][..count * each]
+        &self.octets[self.shape.octets_place(entry, token)..][..each]
     }
 
-    /// Where the octets of an entry, and its scales, begin. What lies there up to the last entry of the last token is initialised:
+    /// Octets of some entries of a token that is a tile of its own.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn octets_of(&self, token: usize, run: &Run) -> &'a [i8] {
+        assert!(self.shape.tile == 1, "few tokens");
+        &self.octets[self.shape.octets_place(run.entry, token)..][..run.entries() * BLOCK]
+    }
+
+    /// Where the octets of an entry, and its scales, begin. What lies there up to the last entry of the last tile is initialised:
     /// [`Buffers::writer`] saw to the room.
     #[inline]
     #[cfg(target_arch = "aarch64")]
     pub(crate) fn place(&self, token: usize, entry: usize) -> (*const i8, *const i32) {
         let octets = self.octets.as_ptr().wrapping_add(self.shape.octets_place(entry, token));
         (octets, self.scales.as_ptr().wrapping_add(self.shape.scale_places(entry, token)[0]))
+    }
+
+    /// From a tile's octets of an entry to those of the next one.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) const fn octets_stride(&self) -> usize {
+        self.shape.octets_stride()
     }
 
     /// Scales from those of a token's entry on.
@@ -323,8 +368,25 @@ impl<'a> Activations<'a> {
     #[cfg(target_arch = "aarch64")]
     pub(crate) fn padded_sums(&self, token: usize) -> &'a [i16] {
         let stride = self.shape.sums_stride();
-        let count = if self.blocks == self.shape.blocks { stride } else { self.blocks };
+        let count = if self.have_zeros_behind() { stride } else { self.blocks };
         &self.sums[token * stride..][..count]
+    }
+
+    /// Where some tokens' block sums from a block on begin, and how many there are from one token to the next. There are others, or
+    /// zeros, up to a multiple of eight of all blocks, and of as many tokens as fill up the last four.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn sums_of_four(&self, tokens: Range<usize>, block: usize) -> (*const i16, usize) {
+        let stride = self.shape.sums_stride();
+        let sums = &self.sums[tokens.start * stride..][..tokens.len().next_multiple_of(4) * stride];
+        (sums[block..].as_ptr(), stride)
+    }
+
+    /// Whether there are zeros behind a token's block sums, up to a multiple of eight.
+    #[inline]
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) const fn have_zeros_behind(&self) -> bool {
+        self.blocks == self.shape.blocks
     }
 
     /// Exponents and shifts of sums, from the `first` token's on.
@@ -352,8 +414,8 @@ impl<'a> Activations<'a> {
     /// # Panics
     /// If there is no such token.
     pub fn decode(&self, token: usize, mut each: impl FnMut(usize, i64)) -> i32 {
-        for (entry, block) in self.entries() {
-            let (octets, scale) = (self.octets(token, entry, 1), i64::from(self.scale(token, entry)));
+        for (entry, block) in self.entries(token) {
+            let (octets, scale) = (self.octets(token, entry), i64::from(self.scale(token, entry)));
             for column in 0..BLOCK {
                 let place = match self.shape.layout {
                     Layout::Rows(order) => {

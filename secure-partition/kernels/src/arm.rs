@@ -2,8 +2,8 @@
 
 use core::ops::Range;
 
-use crate::activations::{Activations, BATCH_MIN};
-use crate::format::GROUP;
+use crate::activations::{Activations, BATCH_MIN, Runs};
+use crate::format::{BLOCK, GROUP};
 use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::Matrix;
@@ -31,18 +31,19 @@ pub(crate) unsafe fn multiply(
         return;
     }
     for token in 0..x.tokens() {
+        let runs = &x.runs(token, 0..x.cols() / BLOCK);
         for first in groups.clone().step_by(AT_ONCE) {
             let mut room = [[0; GROUP]; AT_ONCE];
             let out = &mut room[..groups.end.min(first + AT_ONCE) - first];
             // SAFETY: the caller's promise.
             unsafe {
                 match kernel {
-                    Kernel::Dotprod | Kernel::I8mm => dotprod::groups(weights, first, x, token, out),
-                    Kernel::Sve32 => scalable::<32>(weights, first, x, token, out),
-                    Kernel::Sve64 => scalable::<64>(weights, first, x, token, out),
+                    Kernel::Dotprod | Kernel::I8mm => dotprod::groups(weights, first, x, token, runs, out),
+                    Kernel::Sve32 => scalable::<32>(weights, first, x, token, runs, out),
+                    Kernel::Sve64 => scalable::<64>(weights, first, x, token, runs, out),
                     _ => {
                         for (group, out) in weights.groups_in(first..first + out.len()).zip(out.iter_mut()) {
-                            *out = neon::group(&group, x, token);
+                            *out = neon::group(&group, x, token, runs);
                         }
                     }
                 }
@@ -62,6 +63,7 @@ unsafe fn scalable<const LENGTH: usize>(
     first: usize,
     x: &Activations,
     token: usize,
+    runs: &Runs,
     out: &mut [[i64; GROUP]],
 ) {
     let format = weights.format();
@@ -71,12 +73,12 @@ unsafe fn scalable<const LENGTH: usize>(
     unsafe {
         for (i, out) in fours.iter_mut().enumerate() {
             let at = first + i * sve::GROUPS;
-            *out =
-                sve::groups::<LENGTH, { sve::GROUPS }>(format, weights.bytes(at..at + sve::GROUPS), x, token);
+            let groups = weights.bytes(at..at + sve::GROUPS);
+            *out = sve::groups::<LENGTH, { sve::GROUPS }>(format, groups, x, token, runs);
         }
         for (i, out) in rest.iter_mut().enumerate() {
             let at = first + whole + i;
-            [*out] = sve::groups::<LENGTH, 1>(format, weights.bytes(at..at + 1), x, token);
+            [*out] = sve::groups::<LENGTH, 1>(format, weights.bytes(at..at + 1), x, token, runs);
         }
     }
 }

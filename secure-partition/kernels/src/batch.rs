@@ -4,84 +4,82 @@
 //! | kernels | a strip's weights |
 //! |---|---|
 //! | Armv8.0-A, `FEAT_DotProd` | (2 x 4 rows, 8 x 4 columns): 4 rows of 4 columns a vector |
-//! | `FEAT_I8MM`, SVE | (2 groups, 4 x 8 columns, 4 x 2 rows): 2 rows of 8 columns for each 16 bytes of a vector |
+//! | `FEAT_I8MM`, SVE | (4 x 8 columns, 4 x 2 rows): 2 rows of 8 columns for each 16 bytes of a vector |
 
 use core::arch::aarch64::*;
 use core::ops::Range;
 
-use crate::activations::Activations;
+use crate::activations::{Activations, Run};
 use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
 use crate::isa::Kernel;
 use crate::matmul::Report;
-use crate::matrix::Matrix;
-use crate::minima::{self, Four};
+use crate::matrix::{Group, Matrix};
+use crate::minima;
 use crate::neon::{Weights, four_rows, words};
 use crate::tile::{self, Dots};
-use crate::{i8mm, sve_batch};
+use crate::{i8mm, sve_batch, sve_minima};
 
-/// Blocks of a strip. Entries that there are more of are added in another pass.
+/// Blocks of a strip. What there are more of is added in another pass.
 const CHUNK: usize = 32;
-/// Tokens that share a strip.
-const TOKENS: usize = 64;
+/// Tokens that share a strip: whole tiles of them.
+pub(crate) const TOKENS: usize = 128;
 /// Groups that share one, at most.
-const GROUPS: usize = 2;
+pub(crate) const GROUPS: usize = 2;
 
-/// Unpacked weights of a chunk of one group, or two.
+/// Unpacked weights of a block of one group, or two.
+pub(crate) type Block = [Slot; GROUPS];
+
+/// Those of one group.
 #[repr(C, align(64))]
-pub(crate) struct Strip {
-    /// (blocks)
-    pub weights: [[u8; 2 * OCTETS]; CHUNK],
-    /// (blocks): one a row; or for `FEAT_I8MM` and SVE (2 groups, 4 x 2 rows), each twice.
-    pub scales: [[i32; 4 * GROUP]; CHUNK],
+#[derive(Clone, Copy)]
+pub(crate) struct Slot {
+    weights: [u8; OCTETS],
+    /// One a row; or for `FEAT_I8MM` and SVE (4 x 2 rows), each twice.
+    scales: [i32; 2 * GROUP],
 }
 
-impl Strip {
-    /// Bytes from a block's weights to the next one's.
-    pub const WEIGHTS_STRIDE: usize = 2 * OCTETS;
-    /// Bytes from a block's scales to the next one's.
-    pub const SCALES_STRIDE: usize = 4 * GROUP * 4;
+/// Unpacked weights of a chunk of blocks.
+type Strip = [Block; CHUNK];
 
-    /// The first weights and scales of rows `4 * half ..`, not in pairs.
-    pub fn half(&self, half: usize) -> (*const u8, *const i32) {
-        let (weights, scales) = (self.weights.as_flattened(), self.scales.as_flattened());
-        (weights[half * NIBBLES..].as_ptr(), scales[half * HALF..].as_ptr())
-    }
+/// Bytes from a block to the next one.
+pub(crate) const STRIDE: usize = size_of::<Block>();
 
-    /// The same of the first group, for `FEAT_I8MM`.
-    pub fn half_in_pairs(&self, half: usize) -> (*const u8, *const i32) {
-        let (weights, scales) = (self.weights.as_flattened(), self.scales.as_flattened());
-        (weights[half * BLOCK..].as_ptr(), scales[half * 2 * HALF..].as_ptr())
-    }
-}
-
-/// Sums of some tokens: (tokens, rows of a group). Tiles may have more tokens than there are.
-pub(crate) type Sums = [[i64; GROUP]; TOKENS];
-
-/// Entries of some tokens, or pairs of tokens, that a strip's blocks are multiplied with.
-pub(crate) struct Tile<const T: usize> {
-    /// First octets of each token or pair. Where there are fewer, those of the last one.
-    pub octets: [*const i8; T],
+/// Unpacked weights of the blocks of a run of entries, and the entries of a tile of tokens.
+pub(crate) struct Tile<'a> {
+    /// The first block.
+    pub blocks: *const Block,
+    /// Octets of the first entry of the first token, or pair of tokens; those of the others lie behind them.
+    pub octets: *const i8,
+    /// From an entry's octets to those of the next one.
+    pub octets_stride: usize,
     /// Scales of the first entry, of eight tokens or as many pairs as there may be.
     pub scales: *const i32,
     /// From one entry's scales to the next one's.
     pub scales_stride: usize,
     /// Entries.
-    pub blocks: usize,
+    pub run: Run<'a>,
 }
 
-impl<const T: usize> Tile<T> {
-    /// `count` entries from the `first` on, of tokens from `token` on, `each` (one or two) at a place.
+impl<'a> Tile<'a> {
+    /// A run of entries of tokens from `token` on. `blocks` are those of the run.
     #[inline(always)]
-    fn new(x: &Activations, token: usize, each: usize, first: usize, count: usize) -> Self {
-        let last = (x.tokens() - 1) / each * each;
-        let mut octets = [core::ptr::null(); T];
-        for (i, octets) in octets.iter_mut().enumerate() {
-            (*octets, _) = x.place((token + i * each).min(last), first);
-        }
-        let (_, scales) = x.place(token, first);
-        Self { octets, scales, scales_stride: x.scales_stride(), blocks: count }
+    fn new(blocks: &[Block], x: &Activations, token: usize, run: Run<'a>) -> Self {
+        assert!(run.count > 0 && run.span() <= blocks.len(), "blocks of the strip");
+        let (octets, scales) = x.place(token, run.entry);
+        let (octets_stride, scales_stride) = (x.octets_stride(), x.scales_stride());
+        Self { blocks: blocks.as_ptr(), octets, octets_stride, scales, scales_stride, run }
+    }
+
+    /// The first group's weights and scales of the first block, from `weights` and `scales` bytes on.
+    #[inline(always)]
+    pub const fn first(&self, weights: usize, scales: usize) -> (*const u8, *const u8) {
+        let block = self.blocks.cast::<u8>();
+        (block.wrapping_add(weights), block.wrapping_add(OCTETS + scales))
     }
 }
+
+/// Sums of some tokens: (tokens, rows of a group). Tiles may have more tokens than there are.
+pub(crate) type Sums = [[i64; GROUP]; TOKENS];
 
 /// As [`crate::arm::multiply`].
 ///
@@ -95,27 +93,31 @@ pub(crate) unsafe fn multiply(
     report: &impl Report,
 ) {
     let at_once = if kernel == Kernel::Sve64 { GROUPS } else { 1 };
-    let mut strip = Strip { weights: [[0; 2 * OCTETS]; CHUNK], scales: [[0; 4 * GROUP]; CHUNK] };
+    let mut strip = [[Slot { weights: [0; OCTETS], scales: [0; 2 * GROUP] }; GROUPS]; CHUNK];
     let mut sums = [[[0; GROUP]; TOKENS]; GROUPS];
-    let octets = weights.format() == Format::Q8;
+    let all = x.cols() / BLOCK;
     for first in (0..x.tokens()).step_by(TOKENS) {
         let tokens = first..x.tokens().min(first + TOKENS);
-        let fours: [Four; TOKENS / 4] =
-            core::array::from_fn(|i| Four::new(x, tokens.end.min(first + 4 * i), tokens.end));
+        let powers = &minima::powers(x, first, tokens.end);
         for index in groups.clone().step_by(at_once) {
             let here = index..groups.end.min(index + at_once);
-            for (index, sums) in here.clone().zip(&mut sums) {
-                minima::of_tokens(&weights.group(index), &fours[..tokens.len().div_ceil(4)], sums);
+            let in_groups = weights.groups_in(here.clone());
+            if weights.format() == Format::Q4Min && matches!(kernel, Kernel::Sve32 | Kernel::Sve64) {
+                // SAFETY: the caller's promise.
+                unsafe { sve_minima::of_tokens(kernel, in_groups, x, tokens.clone(), powers, &mut sums) };
+            } else {
+                in_groups
+                    .zip(&mut sums)
+                    .for_each(|(group, sums)| minima::of_tokens(&group, x, tokens.clone(), powers, sums));
             }
-            for (entry, count) in x.chunks(CHUNK) {
-                for (slot, index) in here.clone().enumerate() {
-                    let group = weights.group(index);
-                    let blocks = (entry..entry + count).map(|entry| group.block(x.block(entry)));
-                    unpack(kernel, octets, blocks, &mut strip, slot);
+            for start in (0..all).step_by(CHUNK) {
+                let blocks = start..all.min(start + CHUNK);
+                for (slot, group) in weights.groups_in(here.clone()).enumerate() {
+                    unpack(kernel, &group, blocks.clone(), &mut strip, slot);
                 }
                 // SAFETY: the caller's promise.
                 unsafe {
-                    multiply_strip(kernel, octets, &strip, (entry, count), x, tokens.clone(), &mut sums)
+                    multiply_strip(kernel, weights.format(), &strip, blocks, x, tokens.clone(), &mut sums)
                 };
             }
             for ((index, group), sums) in here.clone().zip(weights.groups_in(here)).zip(&sums) {
@@ -125,85 +127,70 @@ pub(crate) unsafe fn multiply(
     }
 }
 
-/// Adds the products of a strip with its chunk of every token.
+/// Adds the products of a strip of blocks with every token.
 ///
 /// # Safety
 /// The CPU has what `kernel` needs.
 unsafe fn multiply_strip(
     kernel: Kernel,
-    octets: bool,
+    format: Format,
     strip: &Strip,
-    (entry, count): (usize, usize),
+    blocks: Range<usize>,
     x: &Activations,
     tokens: Range<usize>,
     sums: &mut [Sums; GROUPS],
 ) {
     let dots = match kernel {
         Kernel::Dotprod => Dots::Dotprod,
-        _ if octets => Dots::Octets,
-        _ => Dots::Nibbles,
+        _ if format == Format::Q4Min => Dots::Nibbles,
+        _ => Dots::Octets,
     };
     let mut token = tokens.start;
     while token < tokens.end {
         let left = tokens.end - token;
         let at = token - tokens.start;
-        let [first, second] = sums.each_mut().map(|sums| &mut sums[at..]);
-        // SAFETY: the caller's promise.
-        token += unsafe {
-            match kernel {
-                Kernel::Dotprod if left > 4 => {
-                    tile::tile::<8>(dots, strip, &Tile::new(x, token, 1, entry, count), first);
-                    8
+        let mut done = 0;
+        for run in x.runs(token, blocks.clone()).into_iter().flatten() {
+            let tile = Tile::new(&strip[run.block - blocks.start..], x, token, run);
+            let [first, second] = sums.each_mut().map(|sums| &mut sums[at..]);
+            // SAFETY: the caller's promise.
+            done = unsafe {
+                match kernel {
+                    Kernel::Dotprod if left > 4 => tile::tile::<8>(dots, &tile, first),
+                    Kernel::I8mm if left > 4 => i8mm::tile::<4>(&tile, first),
+                    Kernel::I8mm => i8mm::tile::<2>(&tile, first),
+                    Kernel::Sve32 | Kernel::Sve64 if left > 4 => {
+                        sve_batch::tile::<4>(kernel, &tile, [first, second])
+                    }
+                    Kernel::Sve32 | Kernel::Sve64 => sve_batch::tile::<1>(kernel, &tile, [first, second]),
+                    _ => tile::tile::<4>(dots, &tile, first),
                 }
-                Kernel::I8mm if left > 4 => {
-                    i8mm::tile::<4>(strip, &Tile::new(x, token, 2, entry, count), first);
-                    8
-                }
-                Kernel::I8mm => {
-                    i8mm::tile::<2>(strip, &Tile::new(x, token, 2, entry, count), first);
-                    4
-                }
-                Kernel::Sve32 | Kernel::Sve64 if left >= 5 => {
-                    let tile = Tile::new(x, token, 2, entry, count);
-                    sve_batch::tile::<3>(kernel, strip, &tile, [first, second])
-                }
-                Kernel::Sve32 | Kernel::Sve64 => {
-                    let tile = Tile::new(x, token, 2, entry, count);
-                    sve_batch::tile::<1>(kernel, strip, &tile, [first, second])
-                }
-                _ => {
-                    tile::tile::<4>(dots, strip, &Tile::new(x, token, 1, entry, count), first);
-                    4
-                }
-            }
-        };
+            };
+        }
+        token += done;
     }
 }
 
 /// Unpacks some blocks of a group into a strip.
-fn unpack<'a>(
-    kernel: Kernel,
-    octets: bool,
-    blocks: impl Iterator<Item = &'a [u8]>,
-    strip: &mut Strip,
-    slot: usize,
-) {
-    for ((block, weights), scales) in blocks.zip(&mut strip.weights).zip(&mut strip.scales) {
-        let (halves, factor) =
-            if octets { (octet_rows(&block[SCALES..]), 1) } else { (nibble_rows(&block[SCALES..]), 16) };
+fn unpack(kernel: Kernel, group: &Group, blocks: Range<usize>, strip: &mut Strip, slot: usize) {
+    for (b, out) in blocks.zip(strip) {
+        let (block, out) = (group.block(b), &mut out[slot]);
+        let (halves, factor) = match group.format {
+            Format::Q4Min => (nibble_rows(&block[SCALES..]), 16),
+            _ => (octet_rows(&block[SCALES..]), 1),
+        };
         // SAFETY: every AArch64 target of this crate has NEON; the stores are into as many bytes.
         unsafe {
             let words = words(block).map(|words| vmulq_n_s32(words, factor));
             if matches!(kernel, Kernel::Neon | Kernel::Dotprod) {
-                for (out, &w) in weights.chunks_exact_mut(16).zip(halves.as_flattened()) {
+                for (out, &w) in out.weights.chunks_exact_mut(16).zip(halves.as_flattened()) {
                     vst1q_s8(out.as_mut_ptr().cast(), w);
                 }
-                vst1q_s32(scales[..4].as_mut_ptr(), words[0]);
-                vst1q_s32(scales[4..8].as_mut_ptr(), words[1]);
+                vst1q_s32(out.scales[..4].as_mut_ptr(), words[0]);
+                vst1q_s32(out.scales[4..].as_mut_ptr(), words[1]);
             } else {
-                by_pair(halves, &mut weights[slot * OCTETS..][..OCTETS]);
-                let scales = scales[slot * 2 * GROUP..][..2 * GROUP].chunks_exact_mut(2 * HALF);
-                for (out, words) in scales.zip(words) {
+                by_pair(halves, &mut out.weights);
+                for (out, words) in out.scales.chunks_exact_mut(2 * HALF).zip(words) {
                     vst1q_s32(out[..4].as_mut_ptr(), vzip1q_s32(words, words));
                     vst1q_s32(out[4..].as_mut_ptr(), vzip2q_s32(words, words));
                 }
@@ -228,7 +215,7 @@ fn nibble_rows(bytes: &[u8]) -> [Weights; 2] {
 
 /// Pairs of rows, 8 columns of each.
 #[inline(always)]
-unsafe fn by_pair(halves: [Weights; 2], out: &mut [u8]) {
+unsafe fn by_pair(halves: [Weights; 2], out: &mut [u8; OCTETS]) {
     for (half, weights) in halves.iter().enumerate() {
         for (eight, columns) in weights.chunks_exact(2).enumerate() {
             let out = &mut out[eight * 2 * BLOCK + half * BLOCK..][..BLOCK];

@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-use crate::activations::{Activations, Run, jump};
+use crate::activations::{Activations, Run, Runs, jump};
 use crate::format::{BLOCK, Format, GROUP, NIBBLES, OCTETS, SCALES};
 use crate::matrix::{Group, Matrix};
 use crate::minima;
@@ -102,7 +102,8 @@ macro_rules! vector {
     };
 }
 
-/// Twin of [`crate::plain::group`] for one token and as many groups, from the `first` on, as there is room for in `out`.
+/// Twin of [`crate::plain::group`] for one token and as many groups, from the `first` on, as there is room for in `out`;
+/// `runs` are the token's entries.
 ///
 /// # Safety
 /// The CPU has `FEAT_DotProd`.
@@ -111,6 +112,7 @@ pub(crate) unsafe fn groups(
     first: usize,
     x: &Activations,
     token: usize,
+    runs: &Runs,
     out: &mut [[i64; GROUP]],
 ) {
     let mut groups = weights.groups_in(first..first + out.len());
@@ -119,8 +121,8 @@ pub(crate) unsafe fn groups(
         // SAFETY: the caller's promise.
         unsafe {
             match (out, groups.next()) {
-                ([one, two], Some(next)) => [*one, *two] = products([&group, &next], x, token),
-                (out, _) => [out[0]] = products([&group], x, token),
+                ([one, two], Some(next)) => [*one, *two] = products([&group, &next], x, token, runs),
+                (out, _) => [out[0]] = products([&group], x, token, runs),
             }
         }
     }
@@ -131,11 +133,16 @@ pub(crate) unsafe fn groups(
 /// # Safety
 /// The CPU has `FEAT_DotProd`.
 #[inline(always)]
-unsafe fn products<const G: usize>(groups: [&Group; G], x: &Activations, token: usize) -> [[i64; GROUP]; G] {
+unsafe fn products<const G: usize>(
+    groups: [&Group; G],
+    x: &Activations,
+    token: usize,
+    runs: &Runs,
+) -> [[i64; GROUP]; G] {
     let nibbles = groups[0].format == Format::Q4Min;
     // The sums of nibbles of rows 4..8 are a sixteenth of what they should be.
     let mut out = minima::of_token(groups, x, token, [7, if nibbles { 3 } else { 7 }]);
-    for run in x.runs() {
+    for &run in runs.iter().flatten() {
         // SAFETY: the caller's promise.
         unsafe {
             if nibbles {
@@ -171,7 +178,7 @@ unsafe fn multiply<const G: usize, const NIBBLE: bool>(
     const { assert!(G == 1 || G == 2) };
     let bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
     let block = |i: usize| groups[i].blocks[run.block * bytes..][..run.span() * bytes].as_ptr();
-    let octets = x.octets(token, run.entry, run.entries());
+    let octets = x.octets_of(token, &run);
     let scales = x.scales(token, run.entry, run.entries());
     assert!(
         run.count > 0

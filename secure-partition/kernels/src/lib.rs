@@ -54,5 +54,7 @@ mod sve;
 #[cfg(target_arch = "aarch64")]
 mod sve_batch;
 #[cfg(target_arch = "aarch64")]
+mod sve_minima;
+#[cfg(target_arch = "aarch64")]
 mod tile;
 pub mod vector;

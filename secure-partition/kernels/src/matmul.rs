@@ -69,7 +69,7 @@ impl Output<'_> {
 /// y is in Q.`frac`, rounded to nearest, halves up, and saturated.
 ///
 /// # Errors
-/// [`ShapeError`] if `x` has not [`Matrix::inputs`] columns or more, the activations are not in the layout of `isa`, there are no
+/// [`ShapeError`] if `x` has not [`Matrix::inputs`] columns or more, the activations were not written for `isa`, there are no
 /// such groups, or `out` is shorter than (tokens, rows). Nothing is written then.
 pub fn matmul(
     isa: Isa,
@@ -81,11 +81,7 @@ pub fn matmul(
 ) -> Result<(), ShapeError> {
     let (weights, x) = (&weights.octets(), &x.first(weights.inputs())?);
     let room = x.tokens().checked_mul(weights.rows()).is_some_and(|needed| needed <= out.len());
-    if isa.layout(x.tokens()) != x.layout()
-        || groups.start > groups.end
-        || groups.end > weights.groups()
-        || !room
-    {
+    if !x.are_for(isa) || groups.start > groups.end || groups.end > weights.groups() || !room {
         return Err(ShapeError);
     }
     let report = |index: usize, head: &[u8; GROUP_HEAD], first: usize, sums: &[[i64; GROUP]]| {

@@ -97,7 +97,7 @@ impl<'a> Matrix<'a> {
     /// # Panics
     /// If there are no such groups.
     #[inline]
-    pub(crate) fn groups_in(&self, range: Range<usize>) -> impl Iterator<Item = Group<'a>> + use<'a> {
+    pub(crate) fn groups_in(&self, range: Range<usize>) -> impl Iterator<Item = Group<'a>> + Clone + use<'a> {
         let format = self.format;
         let minima = self.cols / BLOCK * format.minima_bytes();
         self.bytes(range).chunks_exact(self.group_bytes()).map(move |group| {

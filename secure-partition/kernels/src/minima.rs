@@ -2,10 +2,11 @@
 
 use core::arch::aarch64::*;
 use core::arch::asm;
+use core::ops::Range;
 
 use crate::activations::Activations;
-use crate::batch::Sums;
-use crate::format::{GROUP, SCALES};
+use crate::batch::{Sums, TOKENS};
+use crate::format::{BLOCK, GROUP, SCALES};
 use crate::matrix::Group;
 use crate::neon::{RowSums, no_rows};
 
@@ -13,6 +14,8 @@ use crate::neon::{RowSums, no_rows};
 const SUMMED: usize = 32;
 /// Blocks that are taken at once.
 const EIGHT: usize = 8;
+/// The same, if fewer are left; and tokens that are taken at once.
+const FOUR: usize = EIGHT / 2;
 
 /// Adds the minima in `$m`, times the sum at a place of `$x`, to four rows each.
 macro_rules! minimum {
@@ -40,85 +43,49 @@ macro_rules! four {
     };
 }
 
-/// Products of at most [`SUMMED`] blocks' minima with the sums of one token or four: of each, of rows 0..4 and 4..8. Where sums are
-/// zeros that fill up, what they are multiplied with are the first of the group's other bytes.
+/// Products of at most [`SUMMED`] blocks' minima with a token's sums: of rows 0..4 and 4..8. Where sums are zeros that fill up,
+/// what they are multiplied with are the first of the group's other bytes.
 ///
 /// # Safety
-/// Each of `sums` is valid for reads of as many sums as there are blocks.
+/// `sums` is valid for reads of as many sums as there are blocks.
 #[inline(always)]
-unsafe fn products<const T: usize>(
-    minima: &[u8],
-    sums: [*const i16; T],
-    blocks: usize,
-) -> [[int32x4_t; 2]; T] {
-    const { assert!(T == 1 || T == 4) };
+unsafe fn products(minima: &[u8], sums: *const i16, blocks: usize) -> [int32x4_t; 2] {
     assert!(minima.len() >= blocks * SCALES && blocks <= SUMMED, "minima, or what lies behind them");
     let mut minima = minima.as_ptr();
     // SAFETY: NEON is there; there are minima and, the caller promises, sums of that many blocks.
     unsafe {
-        let mut out = [[vdupq_n_s32(0); 2]; T];
-        let mut done = 0;
-        if T == 1 {
-            let [mut low, mut high] = out[0];
-            for _ in 0..blocks / EIGHT {
-                asm!(
-                    "ldr q8, [{sums}]",
-                    "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
-                    four!(0; "v8" "{low:v}" "{high:v}"),
-                    "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
-                    four!(4; "v8" "{low:v}" "{high:v}"),
-                    minima = inout(reg) minima, sums = in(reg) sums[0].add(done),
-                    low = inout(vreg) low, high = inout(vreg) high,
-                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v8") _,
-                    options(readonly, nostack)
-                );
-                done += EIGHT;
-            }
-            out[0] = [low, high];
-        } else {
-            let [[mut a, mut b], [mut c, mut d], [mut e, mut f], [mut g, mut h]] =
-                [out[0], out[1 % T], out[2 % T], out[3 % T]];
-            for _ in 0..blocks / EIGHT {
-                asm!(
-                    "ldr q8, [{s0}]", "ldr q9, [{s1}]", "ldr q10, [{s2}]", "ldr q11, [{s3}]",
-                    "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
-                    four!(0; "v8" "{a:v}" "{b:v}", "v9" "{c:v}" "{d:v}", "v10" "{e:v}" "{f:v}", "v11" "{g:v}" "{h:v}"),
-                    "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
-                    four!(4; "v8" "{a:v}" "{b:v}", "v9" "{c:v}" "{d:v}", "v10" "{e:v}" "{f:v}", "v11" "{g:v}" "{h:v}"),
-                    minima = inout(reg) minima, s0 = in(reg) sums[0].add(done), s1 = in(reg) sums[1 % T].add(done),
-                    s2 = in(reg) sums[2 % T].add(done), s3 = in(reg) sums[3 % T].add(done),
-                    a = inout(vreg) a, b = inout(vreg) b, c = inout(vreg) c, d = inout(vreg) d,
-                    e = inout(vreg) e, f = inout(vreg) f, g = inout(vreg) g, h = inout(vreg) h,
-                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _,
-                    options(readonly, nostack)
-                );
-                done += EIGHT;
-            }
-            for (out, sums) in out.iter_mut().zip([[a, b], [c, d], [e, f], [g, h]]) {
-                *out = sums;
-            }
+        let [mut low, mut high] = [vdupq_n_s32(0); 2];
+        let whole = blocks / EIGHT * EIGHT;
+        for done in (0..whole).step_by(EIGHT) {
+            asm!(
+                "ldr q8, [{sums}]",
+                "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
+                four!(0; "v8" "{low:v}" "{high:v}"),
+                "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{minima}], #64",
+                four!(4; "v8" "{low:v}" "{high:v}"),
+                minima = inout(reg) minima, sums = in(reg) sums.add(done),
+                low = inout(vreg) low, high = inout(vreg) high,
+                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v8") _,
+                options(readonly, nostack)
+            );
         }
-        for block in done..blocks {
+        for block in whole..blocks {
             let m = vld1q_s16(minima.cast());
             minima = minima.add(SCALES);
-            for (out, sums) in out.iter_mut().zip(sums) {
-                let sum = *sums.add(block);
-                out[0] = vmlal_n_s16(out[0], vget_low_s16(m), sum);
-                out[1] = vmlal_high_n_s16(out[1], m, sum);
-            }
+            low = vmlal_n_s16(low, vget_low_s16(m), *sums.add(block));
+            high = vmlal_high_n_s16(high, m, *sums.add(block));
         }
-        out
+        [low, high]
     }
 }
 
-/// Adds two rows' products each, times `2^shift`.
+/// Adds two rows' products each, times a power of 2.
 #[inline(always)]
-unsafe fn add_shifted(out: &mut [int64x2_t], products: int32x4_t, shift: i32) {
+unsafe fn add_times(out: &mut [int64x2_t], products: int32x4_t, power: i32) {
     // SAFETY: NEON is there.
     unsafe {
-        let shift = vdupq_n_s64(i64::from(shift));
-        out[0] = vaddq_s64(out[0], vshlq_s64(vmovl_s32(vget_low_s32(products)), shift));
-        out[1] = vaddq_s64(out[1], vshlq_s64(vmovl_high_s32(products), shift));
+        out[0] = vmlal_n_s32(out[0], vget_low_s32(products), power);
+        out[1] = vmlal_high_n_s32(out[1], products, power);
     }
 }
 
@@ -134,66 +101,165 @@ pub(crate) fn of_token<const G: usize>(
     if !groups[0].has_minima() {
         return out;
     }
-    let shifts = shifts.map(|shift| shift + x.sum_shift(token));
+    let powers = shifts.map(|shift| 1 << (shift + x.sum_shift(token)));
     for (chunk, sums) in x.padded_sums(token).chunks(SUMMED).enumerate() {
         for (out, group) in out.iter_mut().zip(groups) {
             // SAFETY: NEON is there, and that many sums.
             unsafe {
-                let [[low, high]] = products(group.minima_from(chunk * SUMMED), [sums.as_ptr()], sums.len());
-                add_shifted(&mut out[..2], low, shifts[0]);
-                add_shifted(&mut out[2..], high, shifts[1]);
+                let [low, high] = products(group.minima_from(chunk * SUMMED), sums.as_ptr(), sums.len());
+                add_times(&mut out[..2], low, powers[0]);
+                add_times(&mut out[2..], high, powers[1]);
             }
         }
     }
     out
 }
 
-/// Block sums of four tokens, taken out once for all groups.
-pub(crate) struct Four<'a> {
-    /// Of each; where there are fewer tokens, of the last one.
-    sums: [&'a [i16]; 4],
-    /// By what powers of 2 their products are multiplied.
-    shifts: [i32; 4],
+/// By what powers of 2 the products of some tokens are multiplied: at most 2^20. Behind the `end` they are those of the last one.
+pub(crate) fn powers(x: &Activations, first: usize, end: usize) -> [i32; TOKENS] {
+    core::array::from_fn(|i| 1 << (7 + x.sum_shift(end.min(first + i + 1) - 1)))
 }
 
-impl<'a> Four<'a> {
-    /// Of the tokens from the `first` on, of which there may be fewer than four before the `end`.
-    pub fn new(x: &Activations<'a>, first: usize, end: usize) -> Self {
-        let token = |i: usize| (first + i).min(end - 1);
-        Self {
-            sums: core::array::from_fn(|i| x.padded_sums(token(i))),
-            shifts: core::array::from_fn(|i| 7 + x.sum_shift(token(i))),
-        }
-    }
-}
-
-/// Starts the sums: products of a group's minima with block sums, times 128.
-pub(crate) fn of_tokens(group: &Group, fours: &[Four], out: &mut Sums) {
+/// Starts the sums: products of a group's minima with block sums, times `powers`.
+pub(crate) fn of_tokens(
+    group: &Group,
+    x: &Activations,
+    tokens: Range<usize>,
+    powers: &[i32; TOKENS],
+    out: &mut Sums,
+) {
     if !group.has_minima() {
         out.fill([0; GROUP]);
         return;
     }
-    for (four, out) in fours.iter().zip(out.as_chunks_mut::<4>().0) {
-        let blocks = four.sums[0].len();
-        let sums = four.sums.each_ref().map(
-            #[inline(always)]
-            |sums| sums[..blocks].as_ptr(),
-        );
-        let mut rows = [no_rows(); 4];
-        for start in (0..blocks).step_by(SUMMED) {
-            let minima = group.minima_from(start);
-            // SAFETY: NEON is there, and that many sums of each.
-            unsafe {
-                let part = [sums[0].add(start), sums[1].add(start), sums[2].add(start), sums[3].add(start)];
-                let products = products(minima, part, (blocks - start).min(SUMMED));
-                for i in 0..4 {
-                    add_shifted(&mut rows[i][..2], products[i][0], four.shifts[i]);
-                    add_shifted(&mut rows[i][2..], products[i][1], four.shifts[i]);
-                }
+    assert!(tokens.len() <= TOKENS && TOKENS.is_multiple_of(FOUR), "tokens that there are sums of");
+    let blocks = x.cols() / BLOCK;
+    let mut start = 0;
+    while start < blocks {
+        let (sums, stride) = x.sums_of_four(tokens.clone(), start);
+        let mut operands = Operands {
+            minima: group.minima_from(start).as_ptr(),
+            blocks: SUMMED.min(blocks - start),
+            fours: tokens.len().div_ceil(FOUR),
+            sums,
+            stride,
+            powers,
+            out,
+        };
+        // Zeros fill up to four blocks, and are multiplied with the group's other bytes; or else there are other sums.
+        let mut last = [0; FOUR * SCALES];
+        let ragged = operands.blocks % FOUR;
+        if ragged > 0 && !x.have_zeros_behind() {
+            if operands.blocks > FOUR {
+                operands.blocks -= ragged;
+            } else {
+                let minima = &group.minima_from(start)[..ragged * SCALES];
+                last[..minima.len()].copy_from_slice(minima);
+                operands.minima = last.as_ptr();
             }
         }
-        for (out, rows) in out.iter_mut().zip(&rows) {
-            *out = crate::neon::store(rows);
+        let done = operands.blocks;
+        if start == 0 {
+            operands.multiply::<false>()
+        } else {
+            operands.multiply::<true>()
+        }
+        start += done;
+    }
+}
+
+/// What multiplies blocks' minima with the block sums of some tokens.
+struct Operands<'a> {
+    /// Of the first block; there are others, or other bytes, up to a multiple of four.
+    minima: *const u8,
+    /// Blocks, at most [`SUMMED`].
+    blocks: usize,
+    /// Fours of tokens.
+    fours: usize,
+    /// Block sums of the first token.
+    sums: *const i16,
+    /// From them to those of the next token.
+    stride: usize,
+    powers: &'a [i32; TOKENS],
+    out: &'a mut Sums,
+}
+
+/// A token's sums of rows, {`$at`} bytes behind those of the first, from products in `$low` and `$high` and a place of the powers.
+macro_rules! token {
+    ($op:literal, $load:expr, $store:expr, $low:literal, $high:literal, $power:literal) => {
+        concat!(
+            $load,
+            $op, " v4.2d, ", $low, ".2s, v0.s[", $power, "]\n", $op, "2 v5.2d, ", $low, ".4s, v0.s[", $power, "]\n",
+            $op, " v6.2d, ", $high, ".2s, v0.s[", $power, "]\n", $op, "2 v7.2d, ", $high, ".4s, v0.s[", $power, "]\n",
+            $store
+        )
+    };
+    (write $($products:tt)*) => {
+        token!("smull", "", "stp q4, q5, [{out}], #32\nstp q6, q7, [{out}], #32\n", $($products)*)
+    };
+    (add $($products:tt)*) => {
+        token!(
+            "smlal", "ldp q4, q5, [{out}]\nldp q6, q7, [{out}, #32]\n",
+            "stp q4, q5, [{out}], #32\nstp q6, q7, [{out}], #32\n", $($products)*
+        )
+    };
+}
+
+/// Four tokens' sums of rows, for all of which {minima} are loaded once.
+macro_rules! fours {
+    ($how:ident, $operands:ident) => {
+        asm!(
+            "4:",
+            "mov {a}, {sums}", "add {b}, {a}, {stride}", "add {c}, {b}, {stride}", "add {d}, {c}, {stride}",
+            "add {sums}, {d}, {stride}", "mov {m}, {minima}", "mov {left}, {eights}",
+            "movi v16.2d, #0", "movi v17.2d, #0", "movi v18.2d, #0", "movi v19.2d, #0",
+            "movi v20.2d, #0", "movi v21.2d, #0", "movi v22.2d, #0", "movi v23.2d, #0",
+            "cbz {left}, 3f",
+            "2:",
+            "ldr q8, [{a}], #16", "ldr q9, [{b}], #16", "ldr q10, [{c}], #16", "ldr q11, [{d}], #16",
+            "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{m}], #64",
+            four!(0; "v8" "v16" "v17", "v9" "v18" "v19", "v10" "v20" "v21", "v11" "v22" "v23"),
+            "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{m}], #64",
+            four!(4; "v8" "v16" "v17", "v9" "v18" "v19", "v10" "v20" "v21", "v11" "v22" "v23"),
+            "subs {left}, {left}, #1",
+            "b.ne 2b",
+            "3:",
+            "cbz {half}, 5f",
+            "ldr d8, [{a}]", "ldr d9, [{b}]", "ldr d10, [{c}]", "ldr d11, [{d}]",
+            "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{m}]",
+            four!(0; "v8" "v16" "v17", "v9" "v18" "v19", "v10" "v20" "v21", "v11" "v22" "v23"),
+            "5:",
+            "ldr q0, [{powers}], #16",
+            token!($how "v16", "v17", 0), token!($how "v18", "v19", 1),
+            token!($how "v20", "v21", 2), token!($how "v22", "v23", 3),
+            "subs {fours}, {fours}, #1",
+            "b.ne 4b",
+            minima = in(reg) $operands.minima, m = out(reg) _, left = out(reg) _,
+            eights = in(reg) ($operands.blocks + EIGHT / 2 - 1) / EIGHT,
+            half = in(reg) usize::from(matches!($operands.blocks % EIGHT, 1..=FOUR)),
+            sums = inout(reg) $operands.sums => _, stride = in(reg) 2 * $operands.stride,
+            a = out(reg) _, b = out(reg) _, c = out(reg) _, d = out(reg) _,
+            fours = inout(reg) $operands.fours => _, powers = inout(reg) $operands.powers.as_ptr() => _,
+            out = inout(reg) $operands.out.as_mut_ptr() => _,
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v16") _, out("v17") _, out("v18") _,
+            out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _,
+            options(nostack)
+        )
+    };
+}
+
+impl Operands<'_> {
+    /// Writes the sums or, to what is there, adds them.
+    fn multiply<const ADD: bool>(self) {
+        // SAFETY: NEON is there; so are minima up to a multiple of four or eight blocks, or other bytes of the group, and block
+        // sums, powers and sums of whole fours of tokens.
+        unsafe {
+            if ADD {
+                fours!(add, self);
+            } else {
+                fours!(write, self);
+            }
         }
     }
 }

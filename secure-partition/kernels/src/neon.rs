@@ -5,7 +5,7 @@ use core::arch::aarch64::*;
 use core::arch::asm;
 use core::sync::atomic::{AtomicI32, AtomicI64};
 
-use crate::activations::{Activations, Run, Token, jump};
+use crate::activations::{Activations, Run, Runs, Token, jump};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
 use crate::matmul::Output;
 use crate::matrix::Group;
@@ -72,12 +72,12 @@ macro_rules! scale {
     };
 }
 
-/// Twin of [`crate::plain::group`] for one token.
-pub(crate) fn group(group: &Group, x: &Activations, token: usize) -> [i64; GROUP] {
+/// Twin of [`crate::plain::group`] for one token, `runs` being its entries.
+pub(crate) fn group(group: &Group, x: &Activations, token: usize, runs: &Runs) -> [i64; GROUP] {
     let nibbles = group.format == Format::Q4Min;
     // The sums of nibbles are a sixteenth of what they should be.
     let [mut out] = minima::of_token([group], x, token, if nibbles { [3, 3] } else { [7, 7] });
-    for run in x.runs() {
+    for &run in runs.iter().flatten() {
         if nibbles {
             multiply::<true>(group, x, token, run, &mut out);
         } else {
@@ -94,7 +94,7 @@ fn multiply<const NIBBLE: bool>(group: &Group, x: &Activations, token: usize, ru
     let bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
     let block = group.blocks[run.block * bytes..][..run.span() * bytes].as_ptr();
     let (entries, stride) = (run.entries(), x.scales_stride());
-    let (x, scales) = (x.octets(token, run.entry, entries), x.scales(token, run.entry, entries));
+    let (x, scales) = (x.octets_of(token, &run), x.scales(token, run.entry, entries));
     assert!(run.count > 0 && x.len() >= entries * BLOCK && scales.len() > (entries - 1) * stride);
     let stride = 4 * stride;
     let [a, b, c, d] = out;

@@ -10,11 +10,11 @@ pub type Sums<const N: usize> = [[i64; GROUP]; N];
 /// Multiplies one group of rows with `N` tokens from the `first` on. See [`crate::matmul`] for why nothing overflows.
 pub(crate) fn group<const N: usize>(group: &Group, x: &Activations, first: usize) -> Sums<N> {
     let mut out = minima::<N>(group, x, first);
-    for (entry, b) in x.entries() {
+    for (entry, b) in x.entries(first) {
         let block = group.block(b);
         let weights = expand(group.format, block);
         for (token, out) in (first..).zip(&mut out) {
-            let octets = x.octets(token, entry, 1).first_chunk().expect("a block");
+            let octets = x.octets(token, entry).first_chunk().expect("a block");
             add(block, block_dot(&weights, octets), x.scale(token, entry), out);
         }
     }

@@ -13,11 +13,11 @@ type Weights = [[__m128i; GROUP / 2]; BLOCK / 4];
 /// Twin of [`crate::plain::group`].
 pub(crate) fn group<const N: usize>(group: &Group, x: &Activations, first: usize) -> Sums<N> {
     let mut out = minima::<N>(group, x, first);
-    for (entry, b) in x.entries() {
+    for (entry, b) in x.entries(first) {
         let block = group.block(b);
         let weights = widen(group.format, block);
         for (token, out) in (first..).zip(&mut out) {
-            let octets: &[i8; BLOCK] = x.octets(token, entry, 1).first_chunk().expect("a block");
+            let octets: &[i8; BLOCK] = x.octets(token, entry).first_chunk().expect("a block");
             add(block, block_dot(&weights, &octets.map(i16::from)), x.scale(token, entry), out);
         }
     }

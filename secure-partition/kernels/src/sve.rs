@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use crate::activations::{Activations, Run, jump};
+use crate::activations::{Activations, Run, Runs, jump};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, NIBBLES, OCTETS, SCALES};
 
 /// Groups that are multiplied at once.
@@ -14,7 +14,7 @@ pub(crate) const GROUPS: usize = 4;
 pub(crate) type Sums<const G: usize> = [[i64; GROUP]; G];
 
 /// Twin of [`crate::plain::group`] for one token and one group or [`GROUPS`], which lie one behind the other, with vectors of
-/// `LENGTH` bytes.
+/// `LENGTH` bytes; `runs` are the token's entries.
 ///
 /// # Panics
 /// If the groups are not of as many columns as `x`.
@@ -27,6 +27,7 @@ pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
     groups: &[u8],
     x: &Activations,
     token: usize,
+    runs: &Runs,
 ) -> Sums<G> {
     const { assert!(G == 1 || G == GROUPS) };
     let (each, blocks) = (format.group_bytes(x.cols()), x.cols() / BLOCK);
@@ -41,11 +42,11 @@ pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
         if format == Format::Q4Min {
             start::<LENGTH, G>(minima, each, x.sums(token), 7 + x.sum_shift(token), &mut out);
         }
-        for run in x.runs() {
+        for &run in runs.iter().flatten() {
             let operands = Operands {
                 blocks: first.add(run.block * bytes),
                 each,
-                octets: x.octets(token, run.entry, run.entries()).as_ptr(),
+                octets: x.octets_of(token, &run).as_ptr(),
                 scales: x.scales(token, run.entry, run.entries()).as_ptr(),
                 scales_stride: x.scales_stride(),
                 run,

@@ -5,269 +5,135 @@
 
 use core::arch::asm;
 
-use crate::batch::{Strip, Tile};
-use crate::format::{GROUP, HALF, OCTETS};
+use crate::activations::jump;
+use crate::batch::{STRIDE, Slot, Tile};
+use crate::format::{BLOCK, GROUP, HALF, OCTETS};
 use crate::isa::Kernel;
 
-/// Adds the products of a strip with `P` pairs of tokens; answers how many tokens. With vectors of 64 bytes, of both of its
-/// groups.
-///
-/// # Safety
-/// The CPU has what `kernel` needs.
-pub(crate) unsafe fn tile<const P: usize>(
-    kernel: Kernel,
-    strip: &Strip,
-    tile: &Tile<P>,
-    sums: [&mut [[i64; GROUP]]; 2],
-) -> usize {
-    const { assert!(P == 1 || P == 3) };
-    let [first, second] = sums;
-    let (first, second) = (&mut first[..2 * P], &mut second[..2 * P]);
-    let whole = kernel == Kernel::Sve64;
-    let first = first.as_mut_ptr().cast::<i64>();
-    // SAFETY: the second half of a group's rows.
-    let half = unsafe { first.add(HALF) };
-    let operands = Operands {
-        weights: strip.weights.as_ptr().cast(),
-        scales: strip.scales.as_ptr().cast(),
-        blocks: tile.blocks,
-        token_scales: tile.scales,
-        token_scales_stride: 4 * tile.scales_stride,
-        // Rows of the second vector: those of the other group, or the other half of the same.
-        sums: [first, if whole { second.as_mut_ptr().cast() } else { half }],
-        apart: if whole { OCTETS } else { 32 },
-        length: if whole { 64 } else { 32 },
-    };
-    // SAFETY: the strip has as many blocks as the tile, and so do the tokens; the sums have room for 2 * P tokens; the caller
-    // promises the instructions.
-    unsafe {
-        if P == 1 {
-            one_pair(&operands, tile.octets[0]);
-        } else {
-            three_pairs(&operands, [tile.octets[0], tile.octets[P / 2], tile.octets[P - 1]]);
-        }
-    }
-    2 * P
-}
-
-/// What the loops over a strip's blocks take.
-struct Operands {
-    weights: *const u8,
-    scales: *const i32,
-    blocks: usize,
-    /// Scales of the entries of the first pair, and bytes to those of the next entry.
-    token_scales: *const i32,
-    token_scales_stride: usize,
-    /// Of the rows of the first vector of weights and of the second, 64 bytes a token.
-    sums: [*mut i64; 2],
-    /// Bytes between the two vectors.
-    apart: usize,
-    /// Bytes of a vector, and between the scales of the two.
-    length: usize,
-}
-
-/// Eight columns, from byte `$at` of a pair's mantissas on: adds the products with the weights in `$first` and `$second`.
+/// Eight columns of a pair of tokens, which are `$at` bytes behind `x`: adds the products with the weights in two registers.
 macro_rules! eight_columns {
-    ($x:literal, $at:literal, $sum:literal, $other:literal, $first:literal, $second:literal) => {
+    ($at:literal, $first:literal, $second:literal) => {
         concat!(
-            "ld1rqb {{z8.b}}, p0/z, [",
-            $x,
-            ", #",
+            "ld1rqb {{z8.b}}, p0/z, [{x}, #",
             $at,
             "]\n",
-            "smmla ",
-            $sum,
-            ".s, ",
+            "smmla z9.s, ",
             $first,
-            ".b, z8.b\n",
-            "smmla ",
-            $other,
-            ".s, ",
+            ".b, z8.b\nsmmla z10.s, ",
             $second,
             ".b, z8.b\n"
         )
     };
 }
 
-/// An entry of a pair of tokens, whose scales are `$at` bytes behind those of the first: times its scales.
-macro_rules! pair {
-    ($x:literal, $at:literal, $sum:literal, $other:literal) => {
-        concat!(
-            "mov ",
-            $sum,
-            ".s, #0\n",
-            "mov ",
-            $other,
-            ".s, #0\n",
-            eight_columns!($x, 0, $sum, $other, "z0", "z1"),
-            eight_columns!($x, 16, $sum, $other, "z2", "z3"),
-            eight_columns!($x, 32, $sum, $other, "z4", "z5"),
-            eight_columns!($x, 48, $sum, $other, "z6", "z7"),
-            "ld1rqw {{z8.s}}, p0/z, [{a}, #",
-            $at,
-            "]\n",
-            "mul ",
-            $sum,
-            ".s, ",
-            $sum,
-            ".s, z8.s\n",
-            "mul ",
-            $other,
-            ".s, ",
-            $other,
-            ".s, z8.s\n",
-            "add ",
-            $x,
-            ", ",
-            $x,
-            ", #64\n"
-        )
-    };
-}
-
-/// Scales the sums of a pair and adds them to those of its tokens.
-macro_rules! add_pair {
-    ($sum:literal, $other:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
-        concat!(
-            "smlalb ",
-            $a,
-            ".d, ",
-            $sum,
-            ".s, z16.s\n",
-            "smlalt ",
-            $b,
-            ".d, ",
-            $sum,
-            ".s, z16.s\n",
-            "smlalb ",
-            $c,
-            ".d, ",
-            $other,
-            ".s, z17.s\n",
-            "smlalt ",
-            $d,
-            ".d, ",
-            $other,
-            ".s, z17.s\n"
-        )
-    };
-}
-
-/// Reads (`ld1d`) or writes (`st1d`) the sums of a pair of tokens and goes to the next.
-macro_rules! pair_sums {
-    ($what:literal, $p:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
-        concat!(
-            $what,
-            " {{",
-            $a,
-            ".d}}, ",
-            $p,
-            ", [{first}]\n",
-            $what,
-            " {{",
-            $b,
-            ".d}}, ",
-            $p,
-            ", [{first}, x13, lsl #3]\n",
-            $what,
-            " {{",
-            $c,
-            ".d}}, ",
-            $p,
-            ", [{second}]\n",
-            $what,
-            " {{",
-            $d,
-            ".d}}, ",
-            $p,
-            ", [{second}, x13, lsl #3]\n",
-            "add {first}, {first}, #128\nadd {second}, {second}, #128\n"
-        )
-    };
-}
-
-/// A strip's blocks times some pairs of tokens.
-macro_rules! strip_loop {
-    ($operands:ident, $read:expr, $pairs:expr, $add:expr, $write:expr, $back:literal, $($x:tt)*) => {
+/// A run's blocks times some pairs of tokens: for each, how the pointers to sums go on to it, where its sums are, places of its octets,
+/// where its scales are behind the first pair's, and registers for its sums: two tokens' of the rows of the first vector, and of
+/// the second.
+macro_rules! run {
+    ($tile:ident, $sums:ident, $apart:ident, $length:ident;
+     $($go_on:literal, $a_at:literal, $b_at:literal, $c_at:literal, $d_at:literal,
+       $x0:literal, $x1:literal, $x2:literal, $x3:literal, $scales:literal,
+       $a:literal, $b:literal, $c:literal, $d:literal);+) => {
         asm!(
             ".arch_extension sve2", ".arch_extension i8mm",
-            "ptrue p0.b, vl32", "cmp {length}, #16", "b.ne 3f", "ptrue p0.b, vl64", "3:",
-            $read,
+            "ptrue p0.b, vl32", "cmp {length}, #64", "b.ne 4f", "ptrue p0.b, vl64", "4:",
+            "mov {next}, {first}", "mov {jump}, {second}",
+            $(
+                $go_on,
+                concat!("ld1d {{", $a, ".d}}, p0/z, ", $a_at), concat!("ld1d {{", $b, ".d}}, p0/z, ", $b_at),
+                concat!("ld1d {{", $c, ".d}}, p0/z, ", $c_at), concat!("ld1d {{", $d, ".d}}, p0/z, ", $d_at),
+            )+
+            "mov {first}, {next}", "mov {second}, {jump}",
             "2:",
             "ld1b {{z0.b}}, p0/z, [{w}]", "ld1b {{z1.b}}, p0/z, [{v}]",
             "ld1b {{z2.b}}, p0/z, [{w}, x14]", "ld1b {{z3.b}}, p0/z, [{v}, x14]",
             "ld1b {{z4.b}}, p0/z, [{w}, x15]", "ld1b {{z5.b}}, p0/z, [{v}, x15]",
             "ld1b {{z6.b}}, p0/z, [{w}, x16]", "ld1b {{z7.b}}, p0/z, [{v}, x16]",
-            "ld1w {{z16.s}}, p0/z, [{scales}]", "ld1w {{z17.s}}, p0/z, [{scales}, {length}, lsl #2]",
-            $pairs,
-            "add {w}, {w}, #512", "add {v}, {v}, #512", "add {scales}, {scales}, #128",
-            "add {a}, {a}, {a_stride}",
-            "subs {blocks}, {blocks}, #1",
-            $add,
+            // Scales are 4 * 64 bytes behind the weights.
+            "ld1w {{z11.s}}, p0/z, [{w}, x14, lsl #2]", "ld1w {{z12.s}}, p0/z, [{v}, x14, lsl #2]",
+            $(
+                "mov z9.s, #0", "mov z10.s, #0",
+                eight_columns!($x0, "z0", "z1"), eight_columns!($x1, "z2", "z3"),
+                eight_columns!($x2, "z4", "z5"), eight_columns!($x3, "z6", "z7"),
+                concat!("ld1rqw {{z8.s}}, p0/z, [{a}, #", $scales, "]"),
+                "mul z9.s, z9.s, z8.s", "mul z10.s, z10.s, z8.s",
+                concat!("smlalb ", $a, ".d, z9.s, z11.s"), concat!("smlalt ", $b, ".d, z9.s, z11.s"),
+                concat!("smlalb ", $c, ".d, z10.s, z12.s"), concat!("smlalt ", $d, ".d, z10.s, z12.s"),
+            )+
+            "add {w}, {w}, {bytes}", "add {v}, {v}, {bytes}",
+            "add {a}, {a}, {a_stride}", "add {x}, {x}, {x_stride}",
+            "subs {count}, {count}, #1",
             "b.ne 2b",
-            concat!("sub {first}, {first}, #", $back), concat!("sub {second}, {second}, #", $back),
-            $write,
+            jump!(w, v),
+            $(
+                $go_on,
+                concat!("st1d {{", $a, ".d}}, p0, ", $a_at), concat!("st1d {{", $b, ".d}}, p0, ", $b_at),
+                concat!("st1d {{", $c, ".d}}, p0, ", $c_at), concat!("st1d {{", $d, ".d}}, p0, ", $d_at),
+            )+
             ".arch_extension nosve2", ".arch_extension nosve",
-            w = inout(reg) $operands.weights => _, v = inout(reg) $operands.weights.add($operands.apart) => _,
-            scales = inout(reg) $operands.scales => _, length = in(reg) $operands.length / 4,
-            blocks = inout(reg) $operands.blocks => _,
-            first = inout(reg) $operands.sums[0] => _, second = inout(reg) $operands.sums[1] => _,
-            a = inout(reg) $operands.token_scales => _, a_stride = in(reg) $operands.token_scales_stride,
-            $($x)*
-            in("x13") GROUP, in("x14") 64, in("x15") 128, in("x16") 192,
+            w = inout(reg) $tile.blocks => _, v = inout(reg) $tile.blocks.byte_add($apart) => _,
+            length = in(reg) $length, bytes = in(reg) STRIDE,
+            count = inout(reg) $tile.run.count => _, left = inout(reg) $tile.run.jumps.len() => _,
+            jumps = inout(reg) $tile.run.jumps.as_ptr() => _, here = inout(reg) $tile.run.block + $tile.run.count => _,
+            next = out(reg) _, jump = out(reg) _,
+            first = inout(reg) $sums[0] => _, second = inout(reg) $sums[1] => _,
+            a = inout(reg) $tile.scales => _, a_stride = in(reg) 4 * $tile.scales_stride,
+            // Offsets of octets are signed.
+            x = inout(reg) $tile.octets.wrapping_add(128) => _, x_stride = in(reg) $tile.octets_stride,
+            in("x13") GROUP, in("x14") OCTETS / 4, in("x15") OCTETS / 2, in("x16") OCTETS / 4 * 3,
             out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
-            out("v8") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
-            out("v16") _, out("v17") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _, out("v24") _,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v16") _, out("v17") _,
+            out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _, out("v24") _,
             out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _, out("v30") _, out("v31") _,
             out("p0") _, options(nostack)
         )
     };
 }
 
+/// Adds the products of a run's blocks with `P` pairs of tokens; answers how many tokens. With vectors of 64 bytes, of both groups.
+///
 /// # Safety
-/// That of [`tile`]; `x` has as many blocks as the operands.
-unsafe fn one_pair(operands: &Operands, x: *const i8) {
-    // SAFETY: the caller's promise.
+/// The CPU has what `kernel` needs.
+pub(crate) unsafe fn tile<const P: usize>(
+    kernel: Kernel,
+    tile: &Tile,
+    sums: [&mut [[i64; GROUP]]; 2],
+) -> usize {
+    const { assert!(P == 1 || P == 4) };
+    let [first, second] = sums.map(|sums| sums[..2 * P].as_mut_ptr().cast::<i64>());
+    // Rows of the second vector: those of the other group, or the other half of the same.
+    let (second, apart, length) = if kernel == Kernel::Sve64 {
+        (second, size_of::<Slot>(), 64)
+    } else {
+        // SAFETY: inside the first token's.
+        (unsafe { first.add(HALF) }, BLOCK, 32)
+    };
+    let sums = [first, second];
+    // SAFETY: the blocks of the run are there, and its entries of each pair; the sums have room for 2 * P tokens; the caller
+    // promises the instructions.
     unsafe {
-        strip_loop!(
-            operands,
-            pair_sums!("ld1d", "p0/z", "z20", "z21", "z22", "z23"),
-            pair!("{x}", 0, "z10", "z11"),
-            add_pair!("z10", "z11", "z20", "z21", "z22", "z23"),
-            pair_sums!("st1d", "p0", "z20", "z21", "z22", "z23"),
-            128,
-            x = inout(reg) x => _,
-        );
+        if P == 1 {
+            run!(
+                tile, sums, apart, length;
+                "", "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                -128, -112, -96, -80, 0, "z16", "z17", "z18", "z19"
+            );
+        } else {
+            run!(
+                tile, sums, apart, length;
+                "", "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                -128, -112, -96, -80, 0, "z16", "z17", "z18", "z19";
+                "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
+                "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                -64, -48, -32, -16, 16, "z20", "z21", "z22", "z23";
+                "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
+                "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                0, 16, 32, 48, 32, "z24", "z25", "z26", "z27";
+                "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
+                "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                64, 80, 96, 112, 48, "z28", "z29", "z30", "z31"
+            );
+        }
     }
-}
-
-/// # Safety
-/// That of [`tile`]; each of `x` has as many blocks as the operands.
-unsafe fn three_pairs(operands: &Operands, x: [*const i8; 3]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        strip_loop!(
-            operands,
-            concat!(
-                pair_sums!("ld1d", "p0/z", "z20", "z21", "z22", "z23"),
-                pair_sums!("ld1d", "p0/z", "z24", "z25", "z26", "z27"),
-                pair_sums!("ld1d", "p0/z", "z28", "z29", "z30", "z31")
-            ),
-            concat!(
-                pair!("{x}", 0, "z10", "z11"), pair!("{y}", 16, "z12", "z13"), pair!("{z}", 32, "z14", "z15")
-            ),
-            concat!(
-                add_pair!("z10", "z11", "z20", "z21", "z22", "z23"),
-                add_pair!("z12", "z13", "z24", "z25", "z26", "z27"),
-                add_pair!("z14", "z15", "z28", "z29", "z30", "z31")
-            ),
-            concat!(
-                pair_sums!("st1d", "p0", "z20", "z21", "z22", "z23"),
-                pair_sums!("st1d", "p0", "z24", "z25", "z26", "z27"),
-                pair_sums!("st1d", "p0", "z28", "z29", "z30", "z31")
-            ),
-            384,
-            x = inout(reg) x[0] => _, y = inout(reg) x[1] => _, z = inout(reg) x[2] => _,
-        );
-    }
+    2 * P
 }

@@ -3,9 +3,10 @@
 
 use core::arch::asm;
 
-use crate::batch::{Strip, Tile};
+use crate::activations::jump;
+use crate::batch::{STRIDE, Tile};
 use crate::dotprod::four_rows;
-use crate::format::{GROUP, HALF};
+use crate::format::{BLOCK, GROUP, HALF, NIBBLES};
 
 /// Dot products of four rows of nibbles in v4 to v11 with an entry's octets in v0 and v1. Sums of 8 products, 8 * 15 * 127, and of
 /// two such sums fit i16.
@@ -46,37 +47,44 @@ macro_rules! four_rows_of_octets {
     };
 }
 
-/// Four rows and some tokens: for each, its octets, its scale, the registers of its sums, and the bytes from `$sums` to them.
+/// Four rows and some tokens: for each, its scale, the registers of its sums, and the bytes from `$sums` to them. `$next` goes on to the
+/// octets of the next entry, if those of other tokens come first.
 macro_rules! tile {
-    ($dots:ident, $scales_of:literal, $weights:ident, $scales:ident, $tile:ident, $sums:ident;
-     $($x:ident $token:expr, $a:literal, $low:literal, $high:literal, $low_q:literal, $high_q:literal, $at:literal);+) => {
+    ($dots:ident, $scales_of:literal, $next:expr, $weights:ident, $scales:ident, $tile:ident, $sums:ident;
+     $($a:literal, $low:literal, $high:literal, $low_q:literal, $high_q:literal, $at:literal);+) => {
         asm!(
             ".arch_extension dotprod",
             $(concat!("ldp ", $low_q, ", ", $high_q, ", [{sums}, #", $at, "]"),)+
             "2:",
             "ld1 {{v4.16b, v5.16b, v6.16b, v7.16b}}, [{weights}], #64",
             "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{weights}], {weights_stride}",
-            "ldr q13, [{scales}], {scales_stride}",
+            "ld1 {{v13.4s}}, [{scales}], {bytes}",
             concat!("ld1 {{", $scales_of, "}}, [{a}], {a_stride}"),
             $(
-                concat!("ld1 {{v0.16b, v1.16b}}, [{", stringify!($x), "}], #32"),
+                "ld1 {{v0.16b, v1.16b}}, [{x}], #32",
                 $dots!("v12"),
                 concat!("mul v12.4s, v12.4s, ", $a),
                 concat!("smlal ", $low, ".2d, v13.2s, v12.2s"),
                 concat!("smlal2 ", $high, ".2d, v13.4s, v12.4s"),
             )+
-            "subs {blocks}, {blocks}, #1",
+            $next,
+            "subs {count}, {count}, #1",
             "b.ne 2b",
+            jump!(weights, scales),
             $(concat!("stp ", $low_q, ", ", $high_q, ", [{sums}, #", $at, "]"),)+
-            weights = inout(reg) $weights => _, scales = inout(reg) $scales => _, blocks = inout(reg) $tile.blocks => _,
+            weights = inout(reg) $weights => _, scales = inout(reg) $scales => _, bytes = in(reg) STRIDE,
+            count = inout(reg) $tile.run.count => _, left = inout(reg) $tile.run.jumps.len() => _,
+            jumps = inout(reg) $tile.run.jumps.as_ptr() => _, here = inout(reg) $tile.run.block + $tile.run.count => _,
+            next = out(reg) _, jump = out(reg) _,
             a = inout(reg) $tile.scales => _, a_stride = in(reg) 4 * $tile.scales_stride,
-            sums = in(reg) $sums, $($x = inout(reg) $tile.octets[$token] => _,)+
+            x = inout(reg) $tile.octets => _, rest = in(reg) $tile.octets_stride.wrapping_sub(HALF * BLOCK),
+            sums = in(reg) $sums,
             out("v0") _, out("v1") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
             out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
             out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
             out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _,
             out("v30") _, out("v31") _,
-            weights_stride = in(reg) Strip::WEIGHTS_STRIDE - 64, scales_stride = const Strip::SCALES_STRIDE,
+            weights_stride = in(reg) STRIDE - 64,
             options(nostack)
         )
     };
@@ -86,9 +94,9 @@ macro_rules! tile {
 macro_rules! four_tokens {
     ($dots:ident, $weights:ident, $scales:ident, $tile:ident, $sums:ident) => {
         tile!(
-            $dots, "v14.4s", $weights, $scales, $tile, $sums;
-            x0 0, "v14.s[0]", "v16", "v17", "q16", "q17", 0; x1 1, "v14.s[1]", "v18", "v19", "q18", "q19", 64;
-            x2 2, "v14.s[2]", "v20", "v21", "q20", "q21", 128; x3 3, "v14.s[3]", "v22", "v23", "q22", "q23", 192
+            $dots, "v14.4s", "add {x}, {x}, {rest}", $weights, $scales, $tile, $sums;
+            "v14.s[0]", "v16", "v17", "q16", "q17", 0; "v14.s[1]", "v18", "v19", "q18", "q19", 64;
+            "v14.s[2]", "v20", "v21", "q20", "q21", 128; "v14.s[3]", "v22", "v23", "q22", "q23", 192
         )
     };
 }
@@ -104,35 +112,30 @@ pub(crate) enum Dots {
     Dotprod,
 }
 
-/// Adds the products of a strip with four tokens, or with eight if it is `FEAT_DotProd` that multiplies.
+/// Adds the products of the first group with four tokens, or with eight if it is `FEAT_DotProd` that multiplies; answers how many.
 ///
 /// # Safety
 /// The CPU has what `dots` says.
-pub(crate) unsafe fn tile<const T: usize>(
-    dots: Dots,
-    strip: &Strip,
-    tile: &Tile<T>,
-    sums: &mut [[i64; GROUP]],
-) {
+pub(crate) unsafe fn tile<const T: usize>(dots: Dots, tile: &Tile, sums: &mut [[i64; GROUP]]) -> usize {
     const { assert!(T == 4 || T == 8) };
     assert!(T == 4 || dots == Dots::Dotprod, "tiles of Armv8.0-A are of four tokens");
     let sums = &mut sums[..T];
     for half in 0..2 {
-        let (weights, scales) = strip.half(half);
+        let (weights, scales) = tile.first(half * NIBBLES, half * HALF * 4);
         // SAFETY: inside the first token's.
         let sums = unsafe { sums.as_mut_ptr().cast::<i64>().add(half * HALF) };
-        // SAFETY: the strip has as many blocks as the tile, and so has each token; the sums are of `T` tokens; the caller promises
+        // SAFETY: the blocks of the run are there, and its entries of each token; the sums are of `T` tokens; the caller promises
         // the instructions.
         unsafe {
             match (T, dots) {
                 (8, _) => tile!(
-                    four_rows, "v14.4s, v15.4s", weights, scales, tile, sums;
-                    x0 0, "v14.s[0]", "v16", "v17", "q16", "q17", 0; x1 1, "v14.s[1]", "v18", "v19", "q18", "q19", 64;
-                    x2 2, "v14.s[2]", "v20", "v21", "q20", "q21", 128; x3 3, "v14.s[3]", "v22", "v23", "q22", "q23", 192;
-                    x4 T - 4, "v15.s[0]", "v24", "v25", "q24", "q25", 256;
-                    x5 T - 3, "v15.s[1]", "v26", "v27", "q26", "q27", 320;
-                    x6 T - 2, "v15.s[2]", "v28", "v29", "q28", "q29", 384;
-                    x7 T - 1, "v15.s[3]", "v30", "v31", "q30", "q31", 448
+                    four_rows, "v14.4s, v15.4s", "/* {rest} */", weights, scales, tile, sums;
+                    "v14.s[0]", "v16", "v17", "q16", "q17", 0; "v14.s[1]", "v18", "v19", "q18", "q19", 64;
+                    "v14.s[2]", "v20", "v21", "q20", "q21", 128; "v14.s[3]", "v22", "v23", "q22", "q23", 192;
+                    "v15.s[0]", "v24", "v25", "q24", "q25", 256;
+                    "v15.s[1]", "v26", "v27", "q26", "q27", 320;
+                    "v15.s[2]", "v28", "v29", "q28", "q29", 384;
+                    "v15.s[3]", "v30", "v31", "q30", "q31", 448
                 ),
                 (_, Dots::Dotprod) => four_tokens!(four_rows, weights, scales, tile, sums),
                 (_, Dots::Nibbles) => four_tokens!(four_rows_of_nibbles, weights, scales, tile, sums),
@@ -140,4 +143,5 @@ pub(crate) unsafe fn tile<const T: usize>(
             }
         }
     }
+    T
 }

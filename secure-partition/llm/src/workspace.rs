@@ -7,7 +7,7 @@ use zerocopy::FromBytes;
 use crate::Error;
 
 /// Tokens that one pass over the weights serves.
-pub const BATCH: usize = 64;
+pub const BATCH: usize = 128;
 
 /// Sizes of a model, as lengths.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,11 @@
 //! Rounds values to activations, token by token.
 
-use super::{Activations, EIGHT, Layout, MANTISSA_MAX, OCTET_MAX, Order, PADDED, Precision, Shape, Token};
+use core::ops::Range;
+
+use super::{
+    Activations, BATCH_MIN, EIGHT, Layout, MANTISSA_MAX, OCTET_MAX, Order, PADDED, Precision, Shape,
+    TILE_MAX, Token,
+};
 use crate::format::BLOCK;
 use crate::isa::Isa;
 use crate::matrix::{MAX_COLS, ShapeError};
@@ -33,10 +38,11 @@ impl Needed {
     pub const fn new(tokens: usize, cols: usize) -> Self {
         let blocks = cols / BLOCK;
         Self {
-            octets: 2 * cols * tokens.next_multiple_of(2),
+            octets: 2 * cols * if tokens < BATCH_MIN { tokens } else { tokens.next_multiple_of(TILE_MAX) },
             scales: 2 * blocks * 2 * tokens.next_multiple_of(PADDED),
-            sums: tokens * blocks.next_multiple_of(PADDED),
-            seconds: blocks,
+            sums: tokens.next_multiple_of(4) * blocks.next_multiple_of(PADDED),
+            // Tiles of a token each, or of four at least.
+            seconds: if tokens < BATCH_MIN { tokens } else { tokens.div_ceil(BATCH_MIN) } * (1 + blocks),
             mantissas: cols + 2 * blocks,
         }
     }
@@ -53,7 +59,7 @@ pub struct Buffers<'a> {
     pub sums: &'a mut [i16],
     /// (tokens)
     pub tokens: &'a mut [Token],
-    /// Blocks of the second entries.
+    /// (tiles of tokens, 1 + blocks): how many second entries there are, and of which blocks.
     pub seconds: &'a mut [u16],
     /// Scratch of one token: (cols) mantissas, (blocks) their largest magnitudes, (blocks) the
     /// sums of what is left of them.
@@ -123,12 +129,13 @@ impl<'a> Buffers<'a> {
         tokens: usize,
         cols: usize,
     ) -> Result<Writer<'b, 'a>, ShapeError> {
-        self.writer_in(isa.layout(tokens), tokens, cols)
+        self.writer_in(isa.layout(tokens), isa.tile(tokens), tokens, cols)
     }
 
     fn writer_in<'b>(
         &'b mut self,
         layout: Layout,
+        tile: usize,
         tokens: usize,
         cols: usize,
     ) -> Result<Writer<'b, 'a>, ShapeError> {
@@ -146,7 +153,7 @@ impl<'a> Buffers<'a> {
         if !long_enough {
             return Err(ShapeError);
         }
-        let shape = Shape { layout, tokens, blocks: cols / BLOCK };
+        let shape = Shape { layout, tokens, blocks: cols / BLOCK, tile };
         Ok(Writer { buffers: self, shape, written: 0, seconds: false })
     }
 }
@@ -239,15 +246,19 @@ impl<'b> Writer<'b, '_> {
         if self.written < self.shape.tokens {
             return Err(ShapeError);
         }
-        let mut seconds = 0;
-        if self.seconds {
-            for b in 0..self.shape.blocks {
-                if self.needs_second(b) {
-                    self.move_second(b, seconds);
-                    self.buffers.seconds[seconds] = b as u16;
+        for first in (0..self.shape.tokens).step_by(self.shape.tile) {
+            let tile = first..self.shape.tokens.min(first + self.shape.tile);
+            let list = self.shape.seconds_place(first);
+            let mut seconds = 0;
+            // Most often there are none at all.
+            for b in 0..if self.seconds { self.shape.blocks } else { 0 } {
+                if self.needs_second(b, tile.clone()) {
+                    self.move_second(b, seconds, tile.clone());
                     seconds += 1;
+                    self.buffers.seconds[list + seconds] = b as u16;
                 }
             }
+            self.buffers.seconds[list] = seconds as u16;
         }
         let (buffers, shape) = (self.buffers, self.shape);
         Ok(Activations {
@@ -256,22 +267,22 @@ impl<'b> Writer<'b, '_> {
             scales: buffers.scales,
             sums: buffers.sums,
             tokens: &buffers.tokens[..shape.tokens],
-            seconds: &buffers.seconds[..seconds],
+            seconds: buffers.seconds,
             blocks: shape.blocks,
         })
     }
 
-    /// Whether any token has a second entry of a block.
-    fn needs_second(&self, block: usize) -> bool {
+    /// Whether any token of a tile has a second entry of a block.
+    fn needs_second(&self, block: usize, mut tile: Range<usize>) -> bool {
         let entry = self.shape.blocks + block;
-        (0..self.shape.tokens).any(|t| self.buffers.scales[self.shape.scale_places(entry, t)[0]] != 0)
+        tile.any(|t| self.buffers.scales[self.shape.scale_places(entry, t)[0]] != 0)
     }
 
-    /// Moves all tokens' second entries of a block to the place of the `to`-th one; clears those that there are not.
-    fn move_second(&mut self, block: usize, to: usize) {
+    /// Moves a tile's second entries of a block to the place of the `to`-th one; clears those that there are not.
+    fn move_second(&mut self, block: usize, to: usize, tile: Range<usize>) {
         let shape = self.shape;
         let (from, to) = (shape.blocks + block, shape.blocks + to);
-        for token in 0..shape.tokens {
+        for token in tile {
             let places = shape.scale_places(from, token);
             let scale = self.buffers.scales[places[0]];
             for place in shape.scale_places(to, token) {
@@ -402,7 +413,7 @@ mod tests {
         room.octets.fill(0x55);
         room.scales.fill(0x5555);
         let mut buffers = room.buffers();
-        let mut writer = buffers.writer_in(layout, tokens.len(), COLS).unwrap();
+        let mut writer = buffers.writer_in(layout, 2, tokens.len(), COLS).unwrap();
         tokens.iter().for_each(|values| writer.put(values, 0, precision).unwrap());
         then(writer.finish().unwrap())
     }
@@ -446,8 +457,8 @@ mod tests {
         for precision in PRECISIONS {
             for layout in LAYOUTS {
                 with(layout, &[[i64::MIN; COLS], [i64::MAX; COLS], values(1)], precision, |x| {
-                    for (entry, token) in
-                        x.entries().flat_map(|(entry, _)| [0, 1, 2].map(|token| (entry, token)))
+                    for (token, (entry, _)) in
+                        (0..3).flat_map(|token| x.entries(token).map(move |entry| (token, entry)))
                     {
                         assert!((0..=4096).contains(&x.scale(token, entry)));
                         assert!(
