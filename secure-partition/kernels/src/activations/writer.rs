@@ -412,8 +412,10 @@ mod tests {
         // What was there before makes no difference.
         room.octets.fill(0x55);
         room.scales.fill(0x5555);
+        // The least that there may be.
+        let tile = if tokens.len() < BATCH_MIN { 1 } else { BATCH_MIN };
         let mut buffers = room.buffers();
-        let mut writer = buffers.writer_in(layout, 2, tokens.len(), COLS).unwrap();
+        let mut writer = buffers.writer_in(layout, tile, tokens.len(), COLS).unwrap();
         tokens.iter().for_each(|values| writer.put(values, 0, precision).unwrap());
         then(writer.finish().unwrap())
     }
@@ -456,9 +458,9 @@ mod tests {
     fn octets_never_leave_their_range() {
         for precision in PRECISIONS {
             for layout in LAYOUTS {
-                with(layout, &[[i64::MIN; COLS], [i64::MAX; COLS], values(1)], precision, |x| {
+                with(layout, &[[i64::MIN; COLS], [i64::MAX; COLS], values(1), values(2)], precision, |x| {
                     for (token, (entry, _)) in
-                        (0..3).flat_map(|token| x.entries(token).map(move |entry| (token, entry)))
+                        (0..4).flat_map(|token| x.entries(token).map(move |entry| (token, entry)))
                     {
                         assert!((0..=4096).contains(&x.scale(token, entry)));
                         assert!(
