@@ -45,7 +45,7 @@ fn request(prompt: &str) -> Request {
 fn every_type_is_packed_and_runs() {
     let formats = [
         (F16, Format::W16),
-        (Q4_0, Format::Q4Min),
+        (Q4_0, Format::Q4),
         (Q4_1, Format::Q4Min),
         (Q8_0, Format::Q8),
         (F32, Format::W16),

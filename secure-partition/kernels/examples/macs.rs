@@ -14,12 +14,13 @@ use std::thread::yield_now as mark;
 /// The matrix of the feed-forward network of SmolLM2-135M.
 const ROWS: usize = 1536;
 const COLS: usize = 576;
-const KERNELS: [(&str, Format); 2] = [("q4", Format::Q4Min), ("q8", Format::Q8)];
+const KERNELS: [(&str, &str, Format); 3] =
+    [("q4", "", Format::Q4Min), ("q8", "", Format::Q8), ("q4", "_q4_0", Format::Q4)];
 const SHAPES: [(&str, usize); 2] = [("gemv", 1), ("gemm128", 128)];
 
 fn main() {
     let isa = Isa::detect();
-    for (format_name, format) in KERNELS {
+    for (bits, of, format) in KERNELS {
         let bytes = vec![0; format.packed_bytes(ROWS, COLS).unwrap_or_default()];
         let weights = Matrix::new(format, ROWS, COLS, &bytes).expect("zeros are weights");
         for (shape_name, tokens) in SHAPES {
@@ -34,7 +35,7 @@ fn main() {
             matmul(isa, &weights, 0..weights.groups(), &x, 0, Output::Store(&out)).expect("room for all");
             mark();
             let macs = tokens * ROWS * COLS;
-            println!("{{\"name\":\"{format_name}-{shape_name}\",\"macs\":{macs}}}");
+            println!("{{\"name\":\"{bits}-{shape_name}{of}\",\"macs\":{macs}}}");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 const ROWS: usize = 1536;
 const COLS: usize = 576;
-const FORMATS: [(&str, Format); 2] = [("q4", Format::Q4Min), ("q8", Format::Q8)];
+const FORMATS: [(&str, Format); 3] = [("q4_0", Format::Q4), ("q4_1", Format::Q4Min), ("q8_0", Format::Q8)];
 const TOKENS: [usize; 2] = [1, 128];
 /// How long each product is tried.
 const PATIENCE: Duration = Duration::from_millis(300);

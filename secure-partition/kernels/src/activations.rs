@@ -5,13 +5,16 @@
 //! block has a second entry, `M = a * m + a' * m'`, which only those blocks that need it cost anything: see [`Precision`].
 //! Entries of all blocks come first, second entries behind them. Tokens that kernels take together, a tile of them, have second entries
 //! of all blocks that any of them needs, and zeros for the others, so that who is in the batch makes no difference to a single bit.
+//!
+//! Where there are fewer tokens than [`BATCH_MIN`], the kernels multiply nibbles as they stand, and each entry has a *bias*, which
+//! makes up for those that are stored too large ([`crate::format`]).
 
 mod writer;
 
 #[cfg(target_arch = "aarch64")]
 use core::ops::Range;
 
-use crate::format::BLOCK;
+use crate::format::{BLOCK, Format};
 use crate::isa::{Isa, Kernel};
 use crate::matrix::ShapeError;
 
@@ -32,6 +35,8 @@ pub const BATCH_MIN: usize = 4;
 const EIGHT: usize = 8;
 /// The scales of an entry, and the sums of a token, are padded to multiples of this.
 const PADDED: usize = 8;
+/// Where tokens have biases, they are among an entry's scales.
+const _: () = assert!(2 * (BATCH_MIN - 1) <= PADDED);
 
 /// Which blocks have second entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +80,15 @@ impl Order {
             Self::V64 => [0, 4, 1, 5, 2, 6, 3, 7],
         }
     }
+
+    /// Sums of a row that a vector's instructions leave to be added up.
+    const fn sums(self) -> i32 {
+        match self {
+            Self::V16 => 1,
+            Self::V32 => 2,
+            Self::V64 => 4,
+        }
+    }
 }
 
 impl Isa {
@@ -116,7 +130,18 @@ struct Shape {
 }
 
 impl Shape {
-    /// Scales of an entry.
+    /// How many times the sum of its octets the bias of an entry is, which is its scale's neighbour; if there are any. Each of a
+    /// row's sums begins with it.
+    const fn bias(&self) -> Option<i32> {
+        match self.layout {
+            Layout::Rows(order) if self.tokens < BATCH_MIN => {
+                Some(-(Format::Q4.low_excess() as i32) / order.sums())
+            }
+            _ => None,
+        }
+    }
+
+    /// Scales of an entry, and biases.
     const fn scales_stride(&self) -> usize {
         let tokens = self.tokens.next_multiple_of(PADDED);
         if let Layout::Pairs = self.layout { 2 * tokens } else { tokens }
@@ -131,6 +156,7 @@ impl Shape {
     const fn scale_places(&self, entry: usize, token: usize) -> [usize; 2] {
         let first = entry * self.scales_stride();
         match self.layout {
+            Layout::Rows(_) if self.bias().is_some() => [first + 2 * token; 2],
             Layout::Rows(_) => [first + token; 2],
             Layout::Pairs => [first + token / 2 * 4 + token % 2, first + token / 2 * 4 + 2 + token % 2],
         }

@@ -142,7 +142,7 @@ unsafe fn multiply_strip(
 ) {
     let dots = match kernel {
         Kernel::Dotprod => Dots::Dotprod,
-        _ if format == Format::Q4Min => Dots::Nibbles,
+        _ if format.has_nibbles() => Dots::Nibbles,
         _ => Dots::Octets,
     };
     let mut token = tokens.start;
@@ -176,7 +176,7 @@ fn unpack(kernel: Kernel, group: &Group, blocks: Range<usize>, strip: &mut Strip
     for (b, out) in blocks.zip(strip) {
         let (block, out) = (group.block(b), &mut out[slot]);
         let (halves, factor) = match group.format {
-            Format::Q4Min => (nibble_rows(&block[SCALES..]), 16),
+            format if format.has_nibbles() => (nibble_rows(&block[SCALES..], format.low_excess()), 16),
             _ => (octet_rows(&block[SCALES..]), 1),
         };
         // SAFETY: every AArch64 target of this crate has NEON; the stores are into as many bytes.
@@ -205,12 +205,15 @@ fn octet_rows(bytes: &[u8]) -> [Weights; 2] {
     [four_rows(bytes), four_rows(&bytes[NIBBLES..])]
 }
 
-/// The nibbles of a block, by halves of its rows.
+/// The nibbles of a block, by halves of its rows; the low ones are stored too large by `excess`.
 #[inline(always)]
-fn nibble_rows(bytes: &[u8]) -> [Weights; 2] {
+fn nibble_rows(bytes: &[u8], excess: i8) -> [Weights; 2] {
     let both = four_rows(bytes);
     // SAFETY: NEON is there.
-    unsafe { [both.map(|b| vshrq_n_s8::<4>(b)), both.map(|b| vandq_s8(b, vdupq_n_s8(15)))] }
+    unsafe {
+        let low = both.map(|b| vsubq_s8(vandq_s8(b, vdupq_n_s8(15)), vdupq_n_s8(excess)));
+        [both.map(|b| vshrq_n_s8::<4>(b)), low]
+    }
 }
 
 /// Pairs of rows, 8 columns of each.

@@ -8,11 +8,15 @@ use crate::matrix::{Group, Matrix};
 use crate::minima;
 use crate::neon::{RowSums, store};
 
-/// Dot products of four rows in v4 to v11 with an entry's octets in v0 and v1.
+/// Dot products of four rows in v4 to v11 with an entry's octets in v0 and v1. What they are added to comes first: zeros, or what
+/// an instruction makes of $from.
 macro_rules! four_rows {
     ($sum:literal) => {
+        four_rows!($sum, "movi", ".2d, #0")
+    };
+    ($sum:literal, $start:literal, $from:literal) => {
         concat!(
-            "movi ", $sum, ".2d, #0\n",
+            $start, " ", $sum, $from, "\n",
             four_rows!(@ $sum, "v4", "v0", 0), four_rows!(@ $sum, "v5", "v0", 1),
             four_rows!(@ $sum, "v6", "v0", 2), four_rows!(@ $sum, "v7", "v0", 3),
             four_rows!(@ $sum, "v8", "v1", 0), four_rows!(@ $sum, "v9", "v1", 1),
@@ -42,16 +46,26 @@ macro_rules! load_rows {
 /// A block of a group: the sums of its first rows go to v12, those of the others to v13.
 macro_rules! nibbles {
     ($block:ident) => {
+        nibbles!($block, "movi", ".2d, #0")
+    };
+    ($block:ident, $start:literal, $from:literal) => {
         concat!(
             load_rows!($block),
-            four_rows!("v12"),
+            four_rows!("v12", $start, $from),
             "and v4.16b, v4.16b, v24.16b\nand v5.16b, v5.16b, v24.16b\n",
             "and v6.16b, v6.16b, v24.16b\nand v7.16b, v7.16b, v24.16b\n",
             "and v8.16b, v8.16b, v24.16b\nand v9.16b, v9.16b, v24.16b\n",
             "and v10.16b, v10.16b, v24.16b\nand v11.16b, v11.16b, v24.16b\n",
-            four_rows!("v13"),
+            four_rows!("v13", $start, $from),
             "sub v12.4s, v12.4s, v13.4s\n"
         )
+    };
+}
+
+/// The same of nibbles of both signs: all sums begin with the entry's bias.
+macro_rules! symmetric {
+    ($block:ident) => {
+        nibbles!($block, "dup", ".4s, v2.s[1]")
     };
 }
 
@@ -71,7 +85,7 @@ macro_rules! vector {
             "movi v24.16b, #15",
             "2:",
             "ld1 {{v0.16b, v1.16b}}, [{x}], #32",
-            "ld1 {{v2.s}}[0], [{scales}], {stride}",
+            "ld1 {{v2.2s}}, [{scales}], {stride}",
             $(
                 concat!("ld1 {{v14.8h}}, [{", stringify!($block), "}], #16"),
                 $rows!($block),
@@ -139,16 +153,17 @@ unsafe fn products<const G: usize>(
     token: usize,
     runs: &Runs,
 ) -> [[i64; GROUP]; G] {
-    let nibbles = groups[0].format == Format::Q4Min;
+    let format = groups[0].format;
+    let nibbles = format.has_nibbles();
     // The sums of nibbles of rows 4..8 are a sixteenth of what they should be.
     let mut out = minima::of_token(groups, x, token, [7, if nibbles { 3 } else { 7 }]);
     for &run in runs.iter().flatten() {
         // SAFETY: the caller's promise.
         unsafe {
-            if nibbles {
-                multiply::<G, true>(groups, x, token, run, &mut out);
-            } else {
-                multiply::<G, false>(groups, x, token, run, &mut out);
+            match format {
+                Format::Q4 => multiply::<G, true, true>(groups, x, token, run, &mut out),
+                Format::Q4Min => multiply::<G, true, false>(groups, x, token, run, &mut out),
+                _ => multiply::<G, false, false>(groups, x, token, run, &mut out),
             }
         }
     }
@@ -163,12 +178,12 @@ unsafe fn products<const G: usize>(
 }
 
 /// Adds the products of a run of entries of some groups: those of 16 * high nibble and of low
-/// nibble, or of octets.
+/// nibble, which may be `BIASED`, or of octets.
 ///
 /// # Safety
 /// The CPU has `FEAT_DotProd`.
 #[inline(always)]
-unsafe fn multiply<const G: usize, const NIBBLE: bool>(
+unsafe fn multiply<const G: usize, const NIBBLE: bool, const BIASED: bool>(
     groups: [&Group; G],
     x: &Activations,
     token: usize,
@@ -183,24 +198,31 @@ unsafe fn multiply<const G: usize, const NIBBLE: bool>(
     assert!(
         run.count > 0
             && octets.len() >= run.entries() * BLOCK
-            && scales.len() > (run.entries() - 1) * x.scales_stride()
+            && scales.len() > (run.entries() - 1) * x.scales_stride() + 1
     );
     let (x, scales, stride) = (octets.as_ptr(), scales.as_ptr(), 4 * x.scales_stride());
     // SAFETY: every group has all blocks of the run, of `bytes`, and there are as many times 32 octets and scales as entries; the
     // caller promises the instructions.
     unsafe {
-        match (NIBBLE, G) {
-            (true, 1) => {
+        match (NIBBLE, BIASED, G) {
+            (true, true, 1) => {
+                vector!(symmetric, x, scales, stride, run, bytes; block0 block(0), out[0], a0 a1 a2 a3)
+            }
+            (true, true, _) => vector!(
+                symmetric, x, scales, stride, run, bytes;
+                block0 block(0), out[0], a0 a1 a2 a3; block1 block(G - 1), out[G - 1], b0 b1 b2 b3
+            ),
+            (true, false, 1) => {
                 vector!(nibbles, x, scales, stride, run, bytes; block0 block(0), out[0], a0 a1 a2 a3)
             }
-            (true, _) => vector!(
+            (true, false, _) => vector!(
                 nibbles, x, scales, stride, run, bytes;
                 block0 block(0), out[0], a0 a1 a2 a3; block1 block(G - 1), out[G - 1], b0 b1 b2 b3
             ),
-            (false, 1) => {
+            (false, _, 1) => {
                 vector!(octets, x, scales, stride, run, bytes; block0 block(0), out[0], a0 a1 a2 a3)
             }
-            (false, _) => vector!(
+            (false, _, _) => vector!(
                 octets, x, scales, stride, run, bytes;
                 block0 block(0), out[0], a0 a1 a2 a3; block1 block(G - 1), out[G - 1], b0 b1 b2 b3
             ),

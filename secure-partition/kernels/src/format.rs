@@ -10,21 +10,22 @@
 //! | then, for each block of 32 columns: | |
 //! | 16 | scale of each row, 8 x i16 |
 //! | 256 | `Q8`: octets of rows 0..4, octets of rows 4..8 |
-//! | 128 | `Q4Min`: nibbles, those of rows 0..4 being the high and those of rows 4..8 the low halves of bytes |
+//! | 128 | `Q4`, `Q4Min`: nibbles, those of rows 0..4 being the high and those of rows 4..8 the low halves of bytes |
 //!
 //! and everything is little-endian. The 128 bytes of four rows are, for each 4 columns, for each row, 4 bytes: a vector
 //! of 16 bytes is what one dot-product instruction takes, and what a wider one takes is beside it. With `m[c]` the octets of an
 //! entry of the [`crate::activations`], `a` its scale, and all arithmetic exact,
 //!
 //! ```text
-//! S(entry) = sum over its block of q[c] * m[c]     q = 16 * nibble (Q4Min), octet (Q8)
+//! S(entry) = sum over its block of q[c] * m[c]     q = 16 * nibble (Q4, Q4Min), octet (Q8)
 //! X(block) = sum over the block of the activations' mantissas, rounded to 11 bits and sign under one power of 2, 2^s, a token
 //! y = 2^-shift * (sum over entries of scale * a * S + 2^s * sum over blocks of minimum * 128 * X)
 //! ```
 //!
-//! Octets are two's complement. High nibbles are, too: -8..=7. Low nibbles are 0..=15. A byte is thus 16 * high + low, and a
-//! kernel multiplies the whole byte and the low nibble: the difference is the high nibble's product, and it need not be
-//! taken out of the byte.
+//! Octets are two's complement. High nibbles are, too: -8..=7. Low nibbles are 0..=15, and in `Q4` stand for 8 less. A byte is
+//! thus 16 * high + low, and a kernel multiplies the whole byte and the low nibble: the difference is the high nibble's product,
+//! and it need not be taken out of the byte. If both sums begin with -8 times the sum of the octets instead of 0, the low one is
+//! that of `Q4`, and the difference is the same.
 //!
 //! `W16` is a `Q8` matrix of twice the columns, multiplied with each token's activations twice over: first come the blocks of
 //! the weights' upper octets, whose scales are 256 times as large, then those of their lower octets. No kernel knows of it.
@@ -48,12 +49,14 @@ pub const SCALES: usize = GROUP * 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Format {
-    /// Matrix of 4-bit weights with a minimum per block (from Q4_0 and Q4_1).
+    /// Matrix of 4-bit weights with a minimum per block (from Q4_1).
     Q4Min = 2,
     /// Matrix of 8-bit weights (from Q8_0).
     Q8 = 3,
     /// Matrix of 16-bit weights (from F16, BF16 and F32), as two of 8 bits.
     W16 = 5,
+    /// Matrix of 4-bit weights of both signs (from Q4_0).
+    Q4 = 6,
     /// Vector: an i32 shift, 12 zero bytes, then `cols` x i32; value = i32 * 2^-shift. `rows` is 1.
     Vector = 16,
 }
@@ -63,7 +66,7 @@ pub const VECTOR_HEAD: usize = 16;
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 4] = [Self::Q4Min, Self::Q8, Self::W16, Self::Vector];
+    pub const ALL: [Self; 5] = [Self::Q4Min, Self::Q8, Self::W16, Self::Q4, Self::Vector];
 
     /// The number that stands for it in a manifest.
     #[must_use]
@@ -81,10 +84,22 @@ impl Format {
     #[must_use]
     pub const fn block_bytes(self) -> usize {
         match self {
-            Self::Q4Min => SCALES + NIBBLES,
+            Self::Q4 | Self::Q4Min => SCALES + NIBBLES,
             Self::Q8 | Self::W16 => SCALES + OCTETS,
             Self::Vector => 0,
         }
+    }
+
+    /// Whether two weights share a byte.
+    #[must_use]
+    pub const fn has_nibbles(self) -> bool {
+        matches!(self, Self::Q4 | Self::Q4Min)
+    }
+
+    /// What a low nibble is stored too large by.
+    #[must_use]
+    pub const fn low_excess(self) -> i8 {
+        if let Self::Q4 = self { 8 } else { 0 }
     }
 
     /// How many blocks there are for 32 columns.
@@ -150,6 +165,7 @@ mod tests {
     #[test]
     fn sizes_follow_the_layout() {
         assert_eq!(Format::Q4Min.packed_bytes(9, 32), Some(2 * (32 + 160)));
+        assert_eq!(Format::Q4.packed_bytes(9, 32), Some(2 * (32 + 144)));
         assert_eq!(Format::Q8.packed_bytes(1, 32), Some(32 + 272));
         assert_eq!(Format::W16.packed_bytes(8, 32), Some(32 + 2 * 272));
         assert_eq!(Format::Vector.packed_bytes(1, 3), Some(28));

@@ -188,10 +188,14 @@ pub(crate) fn weight(format: Format, block: &[u8], lane: usize, c: usize) -> i16
     let octet = || i16::from(block[SCALES + lane / HALF * NIBBLES + within].cast_signed());
     let nibble = || {
         let byte = block[SCALES + within];
-        if lane < HALF { i16::from(byte.cast_signed() >> 4) } else { i16::from(byte & 15) }
+        if lane < HALF {
+            i16::from(byte.cast_signed() >> 4)
+        } else {
+            i16::from(byte & 15) - i16::from(format.low_excess())
+        }
     };
     match format {
-        Format::Q4Min => 16 * nibble(),
+        Format::Q4 | Format::Q4Min => 16 * nibble(),
         Format::Q8 => octet(),
         Format::W16 | Format::Vector => 0,
     }

@@ -63,44 +63,54 @@ macro_rules! octets {
 /// Multiplies the sums of four rows and of the other four by the rows' scales and the entry's, in v1, and adds them up. The product
 /// of two scales is below 2^28.
 macro_rules! scale {
-    () => {
+    ($second:literal) => {
         concat!(
             "smull v13.4s, v15.4h, v1.h[0]\nsmull2 v15.4s, v15.8h, v1.h[0]\n",
             "smlal {a:v}.2d, v13.2s, v8.2s\nsmlal2 {b:v}.2d, v13.4s, v8.4s\n",
-            "smlal {c:v}.2d, v15.2s, v10.2s\nsmlal2 {d:v}.2d, v15.4s, v10.4s\n"
+            "smlal {c:v}.2d, v15.2s, ",
+            $second,
+            ".2s\nsmlal2 {d:v}.2d, v15.4s, ",
+            $second,
+            ".4s\n"
         )
     };
 }
 
 /// Twin of [`crate::plain::group`] for one token, `runs` being its entries.
 pub(crate) fn group(group: &Group, x: &Activations, token: usize, runs: &Runs) -> [i64; GROUP] {
-    let nibbles = group.format == Format::Q4Min;
+    let nibbles = group.format.has_nibbles();
     // The sums of nibbles are a sixteenth of what they should be.
     let [mut out] = minima::of_token([group], x, token, if nibbles { [3, 3] } else { [7, 7] });
     for &run in runs.iter().flatten() {
-        if nibbles {
-            multiply::<true>(group, x, token, run, &mut out);
-        } else {
-            multiply::<false>(group, x, token, run, &mut out);
+        match group.format {
+            Format::Q4 => multiply::<true, true>(group, x, token, run, &mut out),
+            Format::Q4Min => multiply::<true, false>(group, x, token, run, &mut out),
+            _ => multiply::<false, false>(group, x, token, run, &mut out),
         }
     }
     let sums = store(&out);
     if nibbles { sums.map(|sum| sum << 4) } else { sums }
 }
 
-/// Adds the products of a run of entries: those of nibbles, or of octets.
+/// Adds the products of a run of entries: those of nibbles, of which the low ones may be `BIASED`, or of octets.
 #[inline(always)]
-fn multiply<const NIBBLE: bool>(group: &Group, x: &Activations, token: usize, run: Run, out: &mut RowSums) {
+fn multiply<const NIBBLE: bool, const BIASED: bool>(
+    group: &Group,
+    x: &Activations,
+    token: usize,
+    run: Run,
+    out: &mut RowSums,
+) {
     let bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
     let block = group.blocks[run.block * bytes..][..run.span() * bytes].as_ptr();
     let (entries, stride) = (run.entries(), x.scales_stride());
     let (x, scales) = (x.octets_of(token, &run), x.scales(token, run.entry, entries));
-    assert!(run.count > 0 && x.len() >= entries * BLOCK && scales.len() > (entries - 1) * stride);
+    assert!(run.count > 0 && x.len() >= entries * BLOCK && scales.len() > (entries - 1) * stride + 1);
     let stride = 4 * stride;
     let [a, b, c, d] = out;
-    // SAFETY: NEON is there, and so are all blocks, octets and scales of the run.
-    unsafe {
-        if NIBBLE {
+    macro_rules! of_nibbles {
+        // How sums of the low nibbles' products go from v10 to v12.
+        ($low:literal) => {
             asm!(
                 "movi v14.16b, #15",
                 "2:",
@@ -112,10 +122,10 @@ fn multiply<const NIBBLE: bool>(group: &Group, x: &Activations, token: usize, ru
                 "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{block}], #64",
                 nibbles!("smlal", "v0", "v17.s[0]"), nibbles!("smlal", "v1", "v17.s[1]"),
                 nibbles!("smlal", "v2", "v17.s[2]"), nibbles!("smlal", "v3", "v17.s[3]"),
-                "ld1 {{v1.s}}[0], [{scales}], {stride}",
+                "ld1 {{v1.2s}}, [{scales}], {stride}",
                 "addp v8.8h, v8.8h, v9.8h", "addp v10.8h, v10.8h, v11.8h",
-                "saddlp v8.4s, v8.8h", "saddlp v10.4s, v10.8h",
-                scale!(),
+                "saddlp v8.4s, v8.8h", $low,
+                scale!("v12"),
                 "subs {count}, {count}, #1",
                 "b.ne 2b",
                 jump!(block),
@@ -128,7 +138,15 @@ fn multiply<const NIBBLE: bool>(group: &Group, x: &Activations, token: usize, ru
                 out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
                 out("v16") _, out("v17") _,
                 options(readonly, nostack)
-            );
+            )
+        };
+    }
+    // SAFETY: NEON is there, and so are all blocks, octets and scales of the run.
+    unsafe {
+        if NIBBLE && BIASED {
+            of_nibbles!("dup v12.4s, v1.s[1]\nsadalp v12.4s, v10.8h");
+        } else if NIBBLE {
+            of_nibbles!("saddlp v12.4s, v10.8h");
         } else {
             asm!(
                 "2:",
@@ -144,7 +162,7 @@ fn multiply<const NIBBLE: bool>(group: &Group, x: &Activations, token: usize, ru
                 octets!("sadalp", "v2", "v3", "v26", "v27", "v17.s[2]", "v17.s[3]"),
                 "ld1 {{v1.s}}[0], [{scales}], {stride}",
                 "addp v8.4s, v18.4s, v19.4s", "addp v10.4s, v20.4s, v21.4s",
-                scale!(),
+                scale!("v10"),
                 "subs {count}, {count}, #1",
                 "b.ne 2b",
                 jump!(block, second),

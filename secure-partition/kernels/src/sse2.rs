@@ -26,7 +26,7 @@ pub(crate) fn group<const N: usize>(group: &Group, x: &Activations, first: usize
 
 fn widen(format: Format, block: &[u8]) -> Weights {
     match format {
-        Format::Q4Min => nibbles(&block[SCALES..]),
+        Format::Q4 | Format::Q4Min => nibbles(&block[SCALES..], format.low_excess()),
         _ => octets(&block[SCALES..]),
     }
 }
@@ -35,15 +35,16 @@ fn octets(bytes: &[u8]) -> Weights {
     core::array::from_fn(|columns| rows(load(bytes, 16 * columns), load(bytes, NIBBLES + 16 * columns)))
 }
 
-/// Nibbles, times 16.
-fn nibbles(bytes: &[u8]) -> Weights {
+/// Nibbles, times 16; the low ones are stored too large by `excess`.
+fn nibbles(bytes: &[u8], excess: i8) -> Weights {
     core::array::from_fn(|columns| {
         let pairs = load(bytes, 16 * columns);
         // SAFETY: every x86-64 has SSE2.
         unsafe {
             // The high ones stay at the top of their byte, as they have a sign.
             let high = rows(_mm_and_si128(pairs, _mm_set1_epi8(-16)), _mm_setzero_si128());
-            let low = rows(_mm_setzero_si128(), _mm_and_si128(pairs, _mm_set1_epi8(15)));
+            let low = _mm_sub_epi8(_mm_and_si128(pairs, _mm_set1_epi8(15)), _mm_set1_epi8(excess));
+            let low = rows(_mm_setzero_si128(), low);
             [high[0], high[1], _mm_slli_epi16::<4>(low[2]), _mm_slli_epi16::<4>(low[3])]
         }
     })

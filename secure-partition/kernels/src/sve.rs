@@ -39,7 +39,7 @@ pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
     let mut out = [[0; GROUP]; G];
     // SAFETY: that many blocks are there, and minima of as many; the caller promises the instructions.
     unsafe {
-        if format == Format::Q4Min {
+        if format.minima_bytes() > 0 {
             start::<LENGTH, G>(minima, each, x.sums(token), 7 + x.sum_shift(token), &mut out);
         }
         for &run in runs.iter().flatten() {
@@ -52,8 +52,9 @@ pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
                 run,
             };
             match format {
-                Format::Q4Min => multiply::<LENGTH, true, G>(&operands, &mut out),
-                Format::Q8 => multiply::<LENGTH, false, G>(&operands, &mut out),
+                Format::Q4 => multiply::<LENGTH, true, true, G>(&operands, &mut out),
+                Format::Q4Min => multiply::<LENGTH, true, false, G>(&operands, &mut out),
+                Format::Q8 => multiply::<LENGTH, false, false, G>(&operands, &mut out),
                 Format::W16 | Format::Vector => {}
             }
         }
@@ -68,6 +69,7 @@ struct Operands<'a> {
     /// Bytes of a group.
     each: usize,
     octets: *const i8,
+    /// Beside each there is a bias.
     scales: *const i32,
     scales_stride: usize,
     run: Run<'a>,
@@ -217,18 +219,19 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
     }
 }
 
-/// Dot products of four rows, whose weights are in four vectors of 32 bytes or two of 64, with an entry's octets in z0.
+/// Dot products of four rows, whose weights are in four vectors of 32 bytes or two of 64, with an entry's octets in z0; and what
+/// they begin with.
 macro_rules! dots {
-    ($sum:literal, $($weights:literal $four:literal),+) => {
+    ($from:literal, $sum:literal, $($weights:literal $four:literal),+) => {
         concat!(
-            "mov ", $sum, ".s, #0\n",
+            "mov ", $sum, ".d, ", $from, "\n",
             $("sdot ", $sum, ".s, ", $weights, ".b, z0.b[", $four, "]\n"),+
         )
     };
 }
 
 /// A block of a group: the weights of rows 0..4 (or whole bytes) in z4 to z7, those of rows 4..8 (or low nibbles) in z8 to
-/// z11. Adds the products with the rows' scales times the entry's, in z1, to the sums of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7.
+/// z11; all dot products begin with $from. Adds the products with the rows' scales times the entry's, in z1, to the sums of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7.
 macro_rules! block {
     (@ $block:literal, $weights:expr, $first:expr, $second:expr, $combine:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
         concat!(
@@ -239,7 +242,7 @@ macro_rules! block {
             "add ", $block, ", ", $block, ", {bytes}\n"
         )
     };
-    (32, true, $block:literal, $($sums:literal),*) => {
+    (32, true, $from:literal, $block:literal, $($sums:literal),*) => {
         block!(
             @ $block,
             concat!(
@@ -247,11 +250,11 @@ macro_rules! block {
                 "ld1b {{z6.b}}, p0/z, [", $block, ", #2, mul vl]\n", "ld1b {{z7.b}}, p0/z, [", $block, ", #3, mul vl]\n",
                 "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n", "and z10.d, z6.d, z14.d\n", "and z11.d, z7.d, z14.d\n"
             ),
-            dots!("z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!("z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3),
+            dots!($from, "z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!($from, "z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3),
             "sub z12.s, z12.s, z13.s\n", $($sums),*
         )
     };
-    (32, false, $block:literal, $($sums:literal),*) => {
+    (32, false, $from:literal, $block:literal, $($sums:literal),*) => {
         block!(
             @ $block,
             concat!(
@@ -260,27 +263,27 @@ macro_rules! block {
                 "ld1b {{z8.b}}, p0/z, [", $block, ", #4, mul vl]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", #5, mul vl]\n",
                 "ld1b {{z10.b}}, p0/z, [", $block, ", #6, mul vl]\n", "ld1b {{z11.b}}, p0/z, [", $block, ", #7, mul vl]\n"
             ),
-            dots!("z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!("z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3), "", $($sums),*
+            dots!($from, "z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!($from, "z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3), "", $($sums),*
         )
     };
-    (64, true, $block:literal, $($sums:literal),*) => {
+    (64, true, $from:literal, $block:literal, $($sums:literal),*) => {
         block!(
             @ $block,
             concat!(
                 "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
                 "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n"
             ),
-            dots!("z12", "z4" 0, "z5" 1), dots!("z13", "z8" 0, "z9" 1), "sub z12.s, z12.s, z13.s\n", $($sums),*
+            dots!($from, "z12", "z4" 0, "z5" 1), dots!($from, "z13", "z8" 0, "z9" 1), "sub z12.s, z12.s, z13.s\n", $($sums),*
         )
     };
-    (64, false, $block:literal, $($sums:literal),*) => {
+    (64, false, $from:literal, $block:literal, $($sums:literal),*) => {
         block!(
             @ $block,
             concat!(
                 "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
                 "ld1b {{z8.b}}, p0/z, [", $block, ", x14]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", x15]\n"
             ),
-            dots!("z12", "z4" 0, "z5" 1), dots!("z13", "z8" 0, "z9" 1), "", $($sums),*
+            dots!($from, "z12", "z4" 0, "z5" 1), dots!($from, "z13", "z8" 0, "z9" 1), "", $($sums),*
         )
     };
 }
@@ -316,12 +319,12 @@ macro_rules! fold {
     };
 }
 
-/// Adds the products of some groups' blocks. With `NIBBLE`, those of 16 * high and 16 * low nibble.
+/// Adds the products of some groups' blocks. With `NIBBLE`, those of 16 * high and 16 * low nibble; the latter may be `BIASED`.
 ///
 /// # Safety
 /// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64; there are as many entries as the run has, and
 /// its blocks in each of `G` groups.
-unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
+unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const BIASED: bool, const G: usize>(
     operands: &Operands,
     out: &mut Sums<G>,
 ) {
@@ -362,18 +365,18 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
                     out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _,
                     out("v14") _, out("v15") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
                     out("v21") _, out("v22") _, out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _,
-                    out("v28") _, out("v29") _, out("v30") _, out("p0") _, out("p1") _, out("p2") _,
+                    out("v28") _, out("v29") _, out("v30") _, out("v31") _, out("p0") _, out("p1") _, out("p2") _,
                     out("p3") _, options(nostack)
                 );
             }
         };
     }
     macro_rules! some_groups {
-        ($length:tt, $bytes:literal, $x:literal, $nibble:tt, $shift:literal) => {
+        ($length:tt, $bytes:literal, $x:literal, $nibble:tt, $from:literal, $shift:literal) => {
             if G == 1 {
                 run!(
                     $bytes, $x,
-                    block!($length, $nibble, "{b}", "z15", "z16", "z17", "z18"),
+                    block!($length, $nibble, $from, "{b}", "z15", "z16", "z17", "z18"),
                     jump!(b),
                     fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
                     b = inout(reg) blocks(0) => _,
@@ -382,10 +385,10 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
                 run!(
                     $bytes, $x,
                     concat!(
-                        block!($length, $nibble, "{b}", "z15", "z16", "z17", "z18"),
-                        block!($length, $nibble, "{c}", "z19", "z20", "z21", "z22"),
-                        block!($length, $nibble, "{d}", "z23", "z24", "z25", "z26"),
-                        block!($length, $nibble, "{e}", "z27", "z28", "z29", "z30")
+                        block!($length, $nibble, $from, "{b}", "z15", "z16", "z17", "z18"),
+                        block!($length, $nibble, $from, "{c}", "z19", "z20", "z21", "z22"),
+                        block!($length, $nibble, $from, "{d}", "z23", "z24", "z25", "z26"),
+                        block!($length, $nibble, $from, "{e}", "z27", "z28", "z29", "z30")
                     ),
                     jump!(b, c, d, e),
                     concat!(
@@ -400,10 +403,14 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const G: usize>(
             }
         };
     }
-    match (LENGTH, NIBBLE) {
-        (32, true) => some_groups!(32, 32, "", true, 4),
-        (32, false) => some_groups!(32, 32, "", false, 0),
-        (_, true) => some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d", true, 4),
-        (_, false) => some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d", false, 0),
+    match (LENGTH, NIBBLE, BIASED) {
+        (32, true, true) => some_groups!(32, 32, "ld1rw {{z31.s}}, p0/z, [{a}, #4]", true, "z31.d", 4),
+        (32, true, false) => some_groups!(32, 32, "", true, "#0", 4),
+        (32, false, _) => some_groups!(32, 32, "", false, "#0", 0),
+        (_, true, true) => {
+            some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d\nld1rw {{z31.s}}, p0/z, [{a}, #4]", true, "z31.d", 4)
+        }
+        (_, true, false) => some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d", true, "#0", 4),
+        (_, false, _) => some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d", false, "#0", 0),
     }
 }

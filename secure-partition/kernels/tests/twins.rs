@@ -2,14 +2,14 @@
 //! inside and outside the edges of tiles.
 
 use flexserve_kernels::activations::{Activations, Buffers, MANTISSA_MAX, Precision, Room};
-use flexserve_kernels::format::{BLOCK, Format, GROUP, OCTETS, SCALES};
+use flexserve_kernels::format::{BLOCK, Format, GROUP, SCALES};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::{MAX_COLS, Matrix, ShapeError};
 use std::ops::Range;
 use std::sync::atomic::{AtomicI32, AtomicI64};
 
-const FORMATS: [Format; 3] = [Format::Q4Min, Format::Q8, Format::W16];
+const FORMATS: [Format; 4] = [Format::Q4, Format::Q4Min, Format::Q8, Format::W16];
 
 /// xorshift64*.
 struct Random(u64);
@@ -228,7 +228,7 @@ fn shapes_at_random() {
     let mut random = Random(0x5eed_5eed_5eed_5eed);
     for _ in 0..count {
         let mut below = |limit: u64| (random.next() % limit) as usize;
-        let format = FORMATS[below(3)];
+        let format = FORMATS[below(4)];
         let (rows, cols, tokens) = (1 + below(40), BLOCK * (1 + below(40)), 1 + below(12));
         let length = format.packed_bytes(rows, cols).unwrap();
         let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
@@ -258,12 +258,12 @@ fn strips_and_batches_of_any_length() {
 fn extremes_of_every_field() {
     for format in FORMATS {
         for fill in [0x80, 0x7f, 0x88, 0x77, 0xff, 0x00] {
-            for sign in [1, -1] {
+            for (sign, tokens) in [(1, 1), (-1, 1), (1, 5), (-1, 5)] {
                 let cols = 1024;
                 let mut bytes = vec![fill; format.packed_bytes(GROUP, cols).unwrap()];
                 // Shifts that keep the sums in sight.
                 bytes[..4 * GROUP].fill(0);
-                check(format, GROUP, cols, &bytes, &vec![sign * i64::MAX; 5 * cols]);
+                check(format, GROUP, cols, &bytes, &vec![sign * i64::MAX; tokens * cols]);
             }
         }
     }
@@ -272,18 +272,20 @@ fn extremes_of_every_field() {
 #[test]
 fn the_largest_sum_of_the_widest_row_is_exact() {
     let cols = MAX_COLS;
-    let mut block = vec![0xff; SCALES];
-    block.chunks_exact_mut(2).for_each(|scale| scale.copy_from_slice(&i16::MIN.to_le_bytes()));
-    block.resize(SCALES + OCTETS, 0x80);
-    let mut bytes = vec![0; 4 * GROUP];
-    (0..cols / BLOCK).for_each(|_| bytes.extend_from_slice(&block));
-    // The largest mantissa, with exponent -5.
-    let values = vec![MANTISSA_MAX << 5; cols];
-    check(Format::Q8, GROUP, cols, &bytes, &values);
-    let weights = Matrix::new(Format::Q8, GROUP, cols, &bytes).unwrap();
-    for precision in PRECISIONS {
-        let sums = run(Isa::PLAIN, &weights, &values, precision, -5);
-        assert_eq!(sums, [cols as i64 * 32768 * 128 * MANTISSA_MAX; GROUP]);
+    // Bytes of -128, or nibbles of -8 and of 8 less than 0: either is -128 in units of a scale.
+    for format in [Format::Q8, Format::Q4] {
+        let mut block = i16::MIN.to_le_bytes().repeat(GROUP);
+        block.resize(format.block_bytes(), 0x80);
+        let mut bytes = vec![0; 4 * GROUP];
+        (0..cols / BLOCK).for_each(|_| bytes.extend_from_slice(&block));
+        // The largest mantissa, with exponent -5.
+        let values = vec![MANTISSA_MAX << 5; cols];
+        check(format, GROUP, cols, &bytes, &values);
+        let weights = Matrix::new(format, GROUP, cols, &bytes).unwrap();
+        for precision in PRECISIONS {
+            let sums = run(Isa::PLAIN, &weights, &values, precision, -5);
+            assert_eq!(sums, [cols as i64 * 32768 * 128 * MANTISSA_MAX; GROUP], "{format:?}");
+        }
     }
 }
 

@@ -17,9 +17,9 @@
 
 static const int ROWS = 1536, COLS = 576;
 static const struct {
-    const char *name;
+    const char *bits, *of;
     ggml_type type;
-} FORMATS[] = {{"q4", GGML_TYPE_Q4_1}, {"q8", GGML_TYPE_Q8_0}, {"q4_0", GGML_TYPE_Q4_0}};
+} FORMATS[] = {{"q4", "", GGML_TYPE_Q4_1}, {"q8", "", GGML_TYPE_Q8_0}, {"q4", "_q4_0", GGML_TYPE_Q4_0}};
 static const struct {
     const char *name;
     int tokens;
@@ -77,7 +77,8 @@ int main()
             if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS)
                 return EXIT_FAILURE;
             sched_yield();
-            printf("{\"name\":\"%s-%s\",\"macs\":%d}\n", format.name, shape.name, ROWS * COLS * shape.tokens);
+            printf("{\"name\":\"%s-%s%s\",\"macs\":%d}\n", format.bits, shape.name, format.of,
+                   ROWS * COLS * shape.tokens);
             ggml_backend_buffer_free(scratch);
             ggml_free(ctx);
         }

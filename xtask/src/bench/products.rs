@@ -13,14 +13,11 @@ use serde::Deserialize;
 const BLOCK: f64 = 256.0;
 /// The part of a product's instructions that must be in loops whose cycles are known.
 const IN_LOOPS: f64 = 0.75;
-/// Of each of our formats, what llama.cpp's products begin with whose weights it packs: the same as a model has them, and
-/// requantised; and what rows get behind their names.
-const PEERS: [(&str, &str, &str); 3] = [("q4", "q4", ""), ("q8", "q8", ""), ("q4", "q4_0", "_q4_0")];
 
 /// A product that was counted.
 #[derive(Debug)]
 pub struct Product {
-    /// Format and shape, `q4-gemv`.
+    /// Format and shape, `q4-gemv`, or `q4-gemv_q4_0` of weights without minima.
     name: String,
     /// Multiply-accumulates.
     macs: f64,
@@ -68,7 +65,7 @@ impl Product {
     }
 }
 
-/// Cycles for each block of each of our products on a core, against llama.cpp's of the same shape. What fails costs its own row;
+/// Cycles for each block of each of our products on a core, against llama.cpp's of the same name. What fails costs its own row;
 /// `failures` gets it.
 pub fn cycles(
     mca: &Mca,
@@ -78,20 +75,14 @@ pub fn cycles(
     failures: &mut Vec<anyhow::Error>,
 ) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (format, peer, suffix) in PEERS {
-        for product in ours {
-            let Some(shape) = product.name.strip_prefix(format).filter(|shape| shape.starts_with('-')) else {
-                continue;
-            };
-            let name = format!("mca_cycles_per_block/{}/{}{suffix}", core.name, product.name);
-            let of = |product: &Product| product.cycles(mca, core).with_context(|| name.clone());
-            let peer = theirs.iter().find(|theirs| theirs.name.strip_prefix(peer) == Some(shape));
-            match (of(product), peer.map(of).transpose()) {
-                (Ok(ours), Ok(Some(peer))) => rows.push(Row::against(name, "cycles", ours, peer)),
-                (Ok(ours), Ok(None)) if suffix.is_empty() => rows.push(Row::alone(name, "cycles", ours)),
-                (Ok(_), Ok(None)) => {}
-                (ours, peer) => failures.extend([ours.err(), peer.err()].into_iter().flatten()),
-            }
+    for product in ours {
+        let name = format!("mca_cycles_per_block/{}/{}", core.name, product.name);
+        let of = |product: &Product| product.cycles(mca, core).with_context(|| name.clone());
+        let peer = theirs.iter().find(|theirs| theirs.name == product.name);
+        match (of(product), peer.map(of).transpose()) {
+            (Ok(ours), Ok(Some(peer))) => rows.push(Row::against(name, "cycles", ours, peer)),
+            (Ok(ours), Ok(None)) => rows.push(Row::alone(name, "cycles", ours)),
+            (ours, peer) => failures.extend([ours.err(), peer.err()].into_iter().flatten()),
         }
     }
     rows

@@ -53,7 +53,8 @@ impl Needed {
 pub struct Buffers<'a> {
     /// Octets of all entries.
     pub octets: &'a mut [i8],
-    /// (entries, tokens): scales; of [`Layout::Pairs`] (entries, pairs, 4), those of each pair twice.
+    /// (entries, tokens): scales, or of fewer tokens than [`super::BATCH_MIN`] a scale and a bias each; of [`Layout::Pairs`]
+    /// (entries, pairs, 4), those of each pair twice.
     pub scales: &'a mut [i32],
     /// (tokens, blocks)
     pub sums: &'a mut [i16],
@@ -204,23 +205,29 @@ impl<'b> Writer<'b, '_> {
                 Precision::Outliers => i64::from(largest) * blocks as i64 > 2 * total,
                 Precision::Words => true,
             };
-            let scales = if second {
+            let (scales, octet_sums) = if second {
                 let (octets, step) = pairs(block, largest);
                 store(self.buffers.octets, &shape, b, token, &octets[0]);
                 store(self.buffers.octets, &shape, blocks + b, token, &octets[1]);
                 self.seconds = true;
-                *sum = step * (STEP * sum_of(&octets[0]) + sum_of(&octets[1]));
-                [STEP * step, step]
+                let sums = octets.each_ref().map(sum_of);
+                *sum = step * (STEP * sums[0] + sums[1]);
+                ([STEP * step, step], sums)
             } else {
                 let (octets, scale) = octets(block, largest);
                 store(self.buffers.octets, &shape, b, token, &octets);
-                *sum = scale * sum_of(&octets);
-                [scale, 0]
+                let octet_sum = sum_of(&octets);
+                *sum = scale * octet_sum;
+                ([scale, 0], [octet_sum, 0])
             };
             bits |= sum.unsigned_abs();
-            for (entry, scale) in [b, blocks + b].into_iter().zip(scales) {
-                for place in shape.scale_places(entry, token) {
-                    self.buffers.scales[place] = scale;
+            for (i, entry) in [b, blocks + b].into_iter().enumerate() {
+                let places = shape.scale_places(entry, token);
+                for place in places {
+                    self.buffers.scales[place] = scales[i];
+                }
+                if let Some(times) = shape.bias() {
+                    self.buffers.scales[places[0] + 1] = times * octet_sums[i];
                 }
             }
         }
@@ -285,8 +292,12 @@ impl<'b> Writer<'b, '_> {
         for token in tile {
             let places = shape.scale_places(from, token);
             let scale = self.buffers.scales[places[0]];
-            for place in shape.scale_places(to, token) {
+            let to_places = shape.scale_places(to, token);
+            for place in to_places {
                 self.buffers.scales[place] = scale;
+            }
+            if shape.bias().is_some() {
+                self.buffers.scales[to_places[0] + 1] = self.buffers.scales[places[0] + 1];
             }
             let ((length, from), (_, to)) = (shape.octet_parts(from, token), shape.octet_parts(to, token));
             for (from, to) in from.zip(to) {
@@ -443,13 +454,42 @@ mod tests {
     fn every_layout_says_the_same() {
         let tokens: Vec<_> = (0..5).map(values).collect();
         for precision in PRECISIONS {
-            let of = |layout| {
-                with(layout, &tokens, precision, |x| {
-                    (0..5).map(|token| mantissas(&x, token)).collect::<Vec<_>>()
+            let of = |layout, count| {
+                with(layout, &tokens[..count], precision, |x| {
+                    (0..count).map(|token| mantissas(&x, token)).collect::<Vec<_>>()
                 })
             };
+            let all = of(V16, 5);
             for layout in LAYOUTS {
-                assert_eq!(of(layout), of(V16), "{layout:?} {precision:?}");
+                // Pairs are for batches.
+                let few = if layout == Layout::Pairs { &[][..] } else { &[1, 3] };
+                for &count in few.iter().chain(&[4, 5]) {
+                    assert_eq!(of(layout, count), all[..count], "{layout:?} {precision:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn biases_are_beside_the_scales_of_few_tokens() {
+        let tokens = [values(0), [i64::MIN; COLS], values(1)];
+        for precision in PRECISIONS {
+            for order in [Order::V16, Order::V32, Order::V64] {
+                let layout = Layout::Rows(order);
+                with(layout, &tokens, precision, |x| {
+                    for token in 0..tokens.len() {
+                        for (entry, _) in x.entries(token) {
+                            let place = x.shape.scale_places(entry, token)[0];
+                            let sum: i32 = x.octets(token, entry).iter().map(|&octet| i32::from(octet)).sum();
+                            assert_eq!(
+                                order.sums() * x.scales[place + 1],
+                                -8 * sum,
+                                "{order:?} {precision:?}"
+                            );
+                        }
+                    }
+                });
+                with(layout, &[tokens[0]; BATCH_MIN], precision, |x| assert_eq!(x.shape.bias(), None));
             }
         }
     }
@@ -463,10 +503,7 @@ mod tests {
                         (0..4).flat_map(|token| x.entries(token).map(move |entry| (token, entry)))
                     {
                         assert!((0..=4096).contains(&x.scale(token, entry)));
-                        assert!(
-                            x.octets(token, entry, 1).iter().all(|&octet| octet != i8::MIN),
-                            "{layout:?}"
-                        );
+                        assert!(x.octets(token, entry).iter().all(|&octet| octet != i8::MIN), "{layout:?}");
                     }
                 });
             }

@@ -67,7 +67,7 @@ fn format(kind: TensorKind) -> Format {
     match kind {
         TensorKind::TokenEmbedding => Format::Q8,
         TensorKind::AttnK | TensorKind::AttnV => Format::W16,
-        TensorKind::AttnOutput => Format::Q4Min,
+        TensorKind::AttnOutput => Format::Q4,
         kind if kind.is_norm() => Format::Vector,
         _ => Format::Q4Min,
     }
