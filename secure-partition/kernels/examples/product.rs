@@ -23,7 +23,7 @@ pub(crate) fn main() {
     let matrix = Matrix::new(Source::F32.matrix_format(), ROWS, COLS, &packed).expect("just packed");
 
     let isa = Isa::detect();
-    let fixed: Vec<i64> = input.iter().map(|value| (value * 65536.0).round() as i64).collect();
+    let fixed: Vec<i32> = input.iter().map(|value| (value * 65536.0).round() as i32).collect();
     // Weights of 16 bits are two matrices of 8 side by side, which take the input twice.
     let fixed = fixed.repeat(matrix.inputs() / COLS);
     let mut room = Room::new(1, fixed.len());

@@ -43,7 +43,7 @@ fn main() {
 fn best(isa: Isa, weights: &Matrix, tokens: usize) -> Duration {
     let mut room = Room::new(tokens, COLS);
     let mut buffers = room.buffers();
-    let values: Vec<i64> = (0..COLS as i64).collect();
+    let values: Vec<i32> = (0..COLS as i32).collect();
     let mut writer = buffers.writer(isa, tokens, COLS).expect("whole blocks");
     (0..tokens).for_each(|_| writer.put(&values, 0, Precision::Octets).expect("that many tokens"));
     let x = writer.finish().expect("all tokens");

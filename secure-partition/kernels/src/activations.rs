@@ -9,6 +9,7 @@
 //! Where there are fewer tokens than [`BATCH_MIN`], the kernels multiply nibbles as they stand, and each entry has a *bias*, which
 //! makes up for those that are stored too large ([`crate::format`]).
 
+mod octets;
 mod writer;
 
 #[cfg(target_arch = "aarch64")]

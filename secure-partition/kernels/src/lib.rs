@@ -7,7 +7,9 @@
 //! | [`vector`] | a packed vector, checked |
 //! | [`activations`] | what it is multiplied with: octets, a scale for each block of a token |
 //! | [`matmul`] | the product, on whatever instructions there are |
+//! | [`narrow`] | long words to words, for activations |
 //! | [`attention`] | its inner loops, and `attention_neon`, their twins |
+//! | `word` | what vector instructions do with a word, in plain Rust |
 //! | `plain` | the kernels in plain Rust, the twin of all others |
 //! | `arm` | which kernel of an Arm CPU does what |
 //! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |
@@ -42,6 +44,7 @@ pub mod matmul;
 pub mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod minima;
+pub mod narrow;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(feature = "pack")]
@@ -58,3 +61,4 @@ mod sve_minima;
 #[cfg(target_arch = "aarch64")]
 mod tile;
 pub mod vector;
+mod word;

@@ -21,6 +21,10 @@ impl Random {
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
+
+    fn word(&mut self) -> i32 {
+        (self.next() >> 32) as i32
+    }
 }
 
 /// The instruction sets of this machine.
@@ -40,7 +44,7 @@ const PRECISIONS: [Precision; 3] = [Precision::Octets, Precision::Outliers, Prec
 /// Writes down tokens, in buffers of just the length that they need, and hands them over.
 fn with_activations<T>(
     isa: Isa,
-    tokens: &[Vec<i64>],
+    tokens: &[Vec<i32>],
     precision: Precision,
     then: impl FnOnce(Activations) -> T,
 ) -> T {
@@ -51,7 +55,7 @@ fn with_activations<T>(
     then(writer.finish().unwrap())
 }
 
-fn run(isa: Isa, weights: &Matrix, values: &[i64], precision: Precision, frac: i32) -> Vec<i64> {
+fn run(isa: Isa, weights: &Matrix, values: &[i32], precision: Precision, frac: i32) -> Vec<i64> {
     run_with(isa, weights, values, weights.inputs() / weights.cols(), precision, frac)
 }
 
@@ -59,12 +63,12 @@ fn run(isa: Isa, weights: &Matrix, values: &[i64], precision: Precision, frac: i
 fn run_with(
     isa: Isa,
     weights: &Matrix,
-    values: &[i64],
+    values: &[i32],
     times: usize,
     precision: Precision,
     frac: i32,
 ) -> Vec<i64> {
-    let tokens: Vec<Vec<i64>> = values.chunks(weights.cols()).map(|token| token.repeat(times)).collect();
+    let tokens: Vec<Vec<i32>> = values.chunks(weights.cols()).map(|token| token.repeat(times)).collect();
     with_activations(isa, &tokens, precision, |x| multiply(isa, weights, &x, frac))
 }
 
@@ -92,8 +96,8 @@ fn multiply(isa: Isa, weights: &Matrix, x: &Activations, frac: i32) -> Vec<i64> 
 }
 
 /// The definition in the documentation of `format`, column by column, but for minima, which have a test of their own.
-fn definition(weights: &Matrix, values: &[i64], precision: Precision, frac: i32) -> Vec<i64> {
-    let tokens: Vec<Vec<i64>> = values.chunks(weights.cols()).map(<[i64]>::to_vec).collect();
+fn definition(weights: &Matrix, values: &[i32], precision: Precision, frac: i32) -> Vec<i64> {
+    let tokens: Vec<Vec<i32>> = values.chunks(weights.cols()).map(<[i32]>::to_vec).collect();
     with_activations(Isa::PLAIN, &tokens, precision, |x| {
         let mut out = Vec::new();
         for token in 0..x.tokens() {
@@ -109,7 +113,7 @@ fn definition(weights: &Matrix, values: &[i64], precision: Precision, frac: i32)
     })
 }
 
-fn check(format: Format, rows: usize, cols: usize, bytes: &[u8], values: &[i64]) {
+fn check(format: Format, rows: usize, cols: usize, bytes: &[u8], values: &[i32]) {
     let weights = Matrix::new(format, rows, cols, bytes).unwrap();
     for precision in PRECISIONS {
         let plain = run(Isa::PLAIN, &weights, values, precision, 24);
@@ -136,8 +140,8 @@ fn who_is_in_a_batch_makes_no_difference() {
             (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
         let weights = Matrix::new(format, rows, cols, &bytes).unwrap();
         // Each token has its outlier somewhere else, and one has none.
-        let mut values: Vec<i64> = (0..tokens * cols).map(|_| random.next().cast_signed() >> 40).collect();
-        (1..tokens).for_each(|t| values[t * cols + t * 20] = i64::MAX >> 30);
+        let mut values: Vec<i32> = (0..tokens * cols).map(|_| random.word() >> 8).collect();
+        (1..tokens).for_each(|t| values[t * cols + t * 20] = i32::MAX);
         for isa in [Isa::PLAIN].into_iter().chain(isas()) {
             let together = run(isa, &weights, &values, Precision::Outliers, 24);
             for (token, together) in values.chunks(cols).zip(together.chunks(rows)) {
@@ -164,10 +168,11 @@ fn minima_follow_their_definition() {
     let minima: Vec<i64> =
         bytes[minima].as_chunks::<2>().0.iter().map(|&m| i16::from_le_bytes(m).into()).collect();
     let weights = Matrix::new(Format::Q4Min, GROUP, cols, &bytes).unwrap();
-    let values: Vec<i64> = (0..cols).map(|c| (random.next().cast_signed() >> 36) << (c / 100)).collect();
+    let values: Vec<i32> = (0..cols).map(|c| (random.word() >> 10) << (c / 100)).collect();
     for precision in PRECISIONS {
         let got = run(Isa::PLAIN, &weights, &values, precision, 0);
-        let sums: Vec<i64> = values.chunks(BLOCK).map(|block| block.iter().sum()).collect();
+        let sums: Vec<i64> =
+            values.chunks(BLOCK).map(|block| block.iter().map(|&value| i64::from(value)).sum()).collect();
         let most = sums.iter().fold(0, |most, sum| sum.abs().max(most));
         for (row, got) in got.into_iter().enumerate() {
             let exact: i64 = sums.iter().enumerate().map(|(b, sum)| minima[b * GROUP + row] * sum).sum();
@@ -187,9 +192,8 @@ fn random_weights() {
                 for tokens in [1, 2, 3, 4, 5, 8, 9] {
                     let bytes: Vec<u8> =
                         (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
-                    let values: Vec<i64> = (0..tokens * cols)
-                        .map(|_| random.next().cast_signed() >> (random.next() % 64))
-                        .collect();
+                    let values: Vec<i32> =
+                        (0..tokens * cols).map(|_| random.word() >> (random.next() % 32)).collect();
                     check(format, rows, cols, &bytes, &values);
                 }
             }
@@ -205,7 +209,7 @@ fn activations_may_have_columns_to_spare() {
             let (rows, cols) = (17, 96);
             let bytes: Vec<u8> =
                 (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
-            let values: Vec<i64> = (0..tokens * cols).map(|_| random.next().cast_signed() >> 20).collect();
+            let values: Vec<i32> = (0..tokens * cols).map(|_| random.word()).collect();
             let weights = Matrix::new(format, rows, cols, &bytes).unwrap();
             for isa in [Isa::PLAIN].into_iter().chain(isas()) {
                 for precision in PRECISIONS {
@@ -234,8 +238,7 @@ fn shapes_at_random() {
         let bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
         assert_eq!(Matrix::new(format, rows, cols, &bytes[..length - 1]).err(), Some(ShapeError));
         assert_eq!(Matrix::new(format, rows, cols + 1, &bytes).err(), Some(ShapeError));
-        let values: Vec<i64> =
-            (0..tokens * cols).map(|_| random.next().cast_signed() >> (random.next() % 64)).collect();
+        let values: Vec<i32> = (0..tokens * cols).map(|_| random.word() >> (random.next() % 32)).collect();
         check(format, rows, cols, &bytes, &values);
     }
 }
@@ -247,8 +250,8 @@ fn strips_and_batches_of_any_length() {
         for (rows, cols, tokens) in [(17, 1056, 5), (8, 2080, 6), (24, 64, 67), (9, 96, 129), (299, 96, 3)] {
             let bytes: Vec<u8> =
                 (0..format.packed_bytes(rows, cols).unwrap()).map(|_| random.next() as u8).collect();
-            let values: Vec<i64> =
-                (0..tokens * cols).map(|_| random.next().cast_signed() >> (random.next() % 64)).collect();
+            let values: Vec<i32> =
+                (0..tokens * cols).map(|_| random.word() >> (random.next() % 32)).collect();
             check(format, rows, cols, &bytes, &values);
         }
     }
@@ -263,7 +266,7 @@ fn extremes_of_every_field() {
                 let mut bytes = vec![fill; format.packed_bytes(GROUP, cols).unwrap()];
                 // Shifts that keep the sums in sight.
                 bytes[..4 * GROUP].fill(0);
-                check(format, GROUP, cols, &bytes, &vec![sign * i64::MAX; tokens * cols]);
+                check(format, GROUP, cols, &bytes, &vec![sign * i32::MAX; tokens * cols]);
             }
         }
     }
@@ -279,7 +282,7 @@ fn the_largest_sum_of_the_widest_row_is_exact() {
         let mut bytes = vec![0; 4 * GROUP];
         (0..cols / BLOCK).for_each(|_| bytes.extend_from_slice(&block));
         // The largest mantissa, with exponent -5.
-        let values = vec![MANTISSA_MAX << 5; cols];
+        let values = vec![(MANTISSA_MAX as i32) << 5; cols];
         check(format, GROUP, cols, &bytes, &values);
         let weights = Matrix::new(format, GROUP, cols, &bytes).unwrap();
         for precision in PRECISIONS {
@@ -308,7 +311,7 @@ fn sizes_that_do_not_fit_are_errors() {
     let weights = Matrix::new(Format::Q8, 16, 64, &bytes).unwrap();
     let isa = Isa::PLAIN;
     let short: Vec<AtomicI32> = (0..31).map(|_| AtomicI32::new(7)).collect();
-    let multiply = |tokens: &[Vec<i64>], groups, out: &[AtomicI32]| {
+    let multiply = |tokens: &[Vec<i32>], groups, out: &[AtomicI32]| {
         with_activations(isa, tokens, Precision::Octets, |x| {
             matmul(isa, &weights, groups, &x, 0, Output::Store(out))
         })
@@ -326,14 +329,14 @@ fn sizes_that_do_not_fit_are_errors() {
     let mut buffers = Buffers::default();
     assert_eq!(buffers.writer(isa, 1, 32).err(), Some(ShapeError));
     let (mut octets, mut scales, mut sums) = ([0; 128], [0; 32], [0; 8]);
-    let (mut tokens, mut seconds, mut mantissas) = ([[0; 2]; 1], [0; 2], [0; 34]);
+    let (mut tokens, mut seconds, mut scratch) = ([[0; 2]; 1], [0; 2], [0; 2]);
     let mut buffers = Buffers {
         octets: &mut octets,
         scales: &mut scales,
         sums: &mut sums,
         tokens: &mut tokens,
         seconds: &mut seconds,
-        mantissas: &mut mantissas,
+        scratch: &mut scratch,
     };
     assert_eq!(buffers.writer(isa, 0, 32).err(), Some(ShapeError));
     assert_eq!(buffers.writer(isa, 2, 32).err(), Some(ShapeError));

@@ -8,6 +8,7 @@ use flexserve_kernels::format::GROUP;
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::Matrix;
+use flexserve_kernels::narrow::narrow;
 use flexserve_kernels::vector::Vector;
 
 use crate::attention::{self, Cache, HEAD_DIM_MAX, Query};
@@ -278,9 +279,10 @@ impl<'m, 'w> Engine<'m, 'w> {
     ) -> Result<(), Error> {
         let inputs = self.inputs(cols);
         let precision = if self.twice { Precision::Words } else { precision };
-        let wide = &mut self.workspace.wide;
-        wide.copy_within(..inputs - cols, cols);
-        Ok(writer.put(&wide[..inputs], frac, precision)?)
+        let workspace = &mut self.workspace;
+        let shift = narrow(&workspace.wide[..cols], &mut workspace.inputs[..cols])?;
+        workspace.inputs.copy_within(..inputs - cols, cols);
+        Ok(writer.put(&workspace.inputs[..inputs], frac.saturating_sub(shift), precision)?)
     }
 
     /// Columns of activations that stand for `cols`.

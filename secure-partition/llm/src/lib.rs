@@ -19,7 +19,7 @@
 //! | what | held as |
 //! |---|---|
 //! | residual stream | i64, Q39.24: outliers of trained models exceed 2^14, and embeddings are below 2^-3 |
-//! | inputs of a matrix | 16-bit mantissas (+-32639) under one exponent per token |
+//! | inputs of a matrix | i32 under one exponent per token, rounded to octets with scales: [`flexserve_kernels::activations`] |
 //! | queries, keys, values, gate, up, logits | i32, Q15.16, saturated |
 //! | keys and values in the cache, scaled queries | 14-bit mantissas under one exponent per head and position |
 //! | softmax weights | Q2.30 for their sum; 15 bits under one exponent per head for the mixture |

@@ -80,8 +80,10 @@ pub struct Workspace<'w> {
     pub residual: &'w mut [i64],
     /// (`BATCH`, width): the residual stream to be
     pub next_residual: &'w mut [i64],
-    /// (widest): one token's values on their way to mantissas
+    /// (widest): one token's inputs of a matrix
     pub wide: &'w mut [i64],
+    /// (widest): the same, narrowed
+    pub inputs: &'w mut [i32],
     /// (`BATCH`, heads, `head_dim`), Q15.16
     pub queries: &'w mut [i32],
     /// (`BATCH`, `kv_heads`, `head_dim`), Q15.16
@@ -156,6 +158,7 @@ impl<'w> Workspace<'w> {
             residual: carver.take(BATCH * shape.width)?,
             next_residual: carver.take(BATCH * shape.width)?,
             wide: carver.take(widest)?,
+            inputs: carver.take(widest)?,
             queries: carver.take(BATCH * shape.queries())?,
             keys: carver.take(BATCH * shape.keys())?,
             values: carver.take(BATCH * shape.keys())?,
@@ -170,7 +173,7 @@ impl<'w> Workspace<'w> {
                 sums: carver.take(needed.sums)?,
                 tokens: carver.take::<Token>(BATCH)?,
                 seconds: carver.take(needed.seconds)?,
-                mantissas: carver.take(needed.mantissas)?,
+                scratch: carver.take(needed.scratch)?,
             },
             weights: carver.take(shape.context)?,
             key_cache: carver.take(shape.cached() * shape.head_dim)?,

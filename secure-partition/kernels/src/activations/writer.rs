@@ -2,18 +2,19 @@
 
 use core::ops::Range;
 
+use super::octets::{self, Octets};
 use super::{
-    Activations, BATCH_MIN, EIGHT, Layout, MANTISSA_MAX, OCTET_MAX, Order, PADDED, Precision, Shape,
-    TILE_MAX, Token,
+    Activations, BATCH_MIN, Layout, MANTISSA_MAX, OCTET_MAX, PADDED, Precision, Shape, TILE_MAX, Token,
 };
 use crate::format::BLOCK;
 use crate::isa::Isa;
 use crate::matrix::{MAX_COLS, ShapeError};
+use crate::word::{self, rounded};
 
 /// What an octet of a first entry stands for where there is a second one, in units of the second's.
-const STEP: i32 = 2 * OCTET_MAX + 1;
+pub(super) const STEP: i32 = 2 * OCTET_MAX + 1;
 /// Largest magnitude that two octets hold.
-const PAIR_MAX: i32 = OCTET_MAX * STEP + OCTET_MAX;
+pub(super) const PAIR_MAX: i32 = OCTET_MAX * STEP + OCTET_MAX;
 /// Largest magnitude of a block's sum, see [`crate::minima`].
 const SUM_MAX: i32 = 2047;
 
@@ -28,8 +29,8 @@ pub struct Needed {
     pub sums: usize,
     /// Of [`Buffers::seconds`].
     pub seconds: usize,
-    /// Of [`Buffers::mantissas`].
-    pub mantissas: usize,
+    /// Of [`Buffers::scratch`].
+    pub scratch: usize,
 }
 
 impl Needed {
@@ -43,7 +44,7 @@ impl Needed {
             sums: tokens.next_multiple_of(4) * blocks.next_multiple_of(PADDED),
             // Tiles of a token each, or of four at least.
             seconds: if tokens < BATCH_MIN { tokens } else { tokens.div_ceil(BATCH_MIN) } * (1 + blocks),
-            mantissas: cols + 2 * blocks,
+            scratch: 2 * blocks,
         }
     }
 }
@@ -62,9 +63,8 @@ pub struct Buffers<'a> {
     pub tokens: &'a mut [Token],
     /// (tiles of tokens, 1 + blocks): how many second entries there are, and of which blocks.
     pub seconds: &'a mut [u16],
-    /// Scratch of one token: (cols) mantissas, (blocks) their largest magnitudes, (blocks) the
-    /// sums of what is left of them.
-    pub mantissas: &'a mut [i32],
+    /// Scratch of one token: (blocks) largest magnitudes, (blocks) sums.
+    pub scratch: &'a mut [i32],
 }
 
 /// [`Buffers`] on the heap.
@@ -76,7 +76,7 @@ pub struct Room {
     sums: std::vec::Vec<i16>,
     tokens: std::vec::Vec<Token>,
     seconds: std::vec::Vec<u16>,
-    mantissas: std::vec::Vec<i32>,
+    scratch: std::vec::Vec<i32>,
 }
 
 #[cfg(any(test, feature = "std"))]
@@ -91,7 +91,7 @@ impl Room {
             sums: std::vec![0; needed.sums],
             tokens: std::vec![[0; 2]; tokens],
             seconds: std::vec![0; needed.seconds],
-            mantissas: std::vec![0; needed.mantissas],
+            scratch: std::vec![0; needed.scratch],
         }
     }
 
@@ -103,7 +103,7 @@ impl Room {
             sums: &mut self.sums,
             tokens: &mut self.tokens,
             seconds: &mut self.seconds,
-            mantissas: &mut self.mantissas,
+            scratch: &mut self.scratch,
         }
     }
 }
@@ -150,7 +150,7 @@ impl<'a> Buffers<'a> {
             && self.scales.len() >= needed.scales
             && self.sums.len() >= needed.sums
             && self.seconds.len() >= needed.seconds
-            && self.mantissas.len() >= needed.mantissas;
+            && self.scratch.len() >= needed.scratch;
         if !long_enough {
             return Err(ShapeError);
         }
@@ -167,70 +167,57 @@ impl<'b> Writer<'b, '_> {
     ///
     /// # Errors
     /// [`ShapeError`] if there are not as many values as columns, or as many tokens already.
-    pub fn put(&mut self, values: &[i64], frac: i32, precision: Precision) -> Result<(), ShapeError> {
+    pub fn put(&mut self, values: &[i32], frac: i32, precision: Precision) -> Result<(), ShapeError> {
         let (shape, token) = (self.shape, self.written);
         let (values, []) = values.as_chunks::<BLOCK>() else { return Err(ShapeError) };
         if values.len() != shape.blocks || token == shape.tokens {
             return Err(ShapeError);
         }
         let blocks = shape.blocks;
-        let (mantissas, rest) = self.buffers.mantissas.split_at_mut(blocks * BLOCK);
-        let (largest, rest) = rest.split_at_mut(blocks);
+        let (largest, rest) = self.buffers.scratch.split_at_mut(blocks);
         let sums = &mut rest[..blocks];
-        let mantissas = &mut mantissas.as_chunks_mut::<BLOCK>().0[..blocks];
-        let mut shift = shift_to_mantissas(values);
-        let mut total;
-        loop {
-            let mut most = 0;
-            total = 0;
-            for (values, (mantissas, largest)) in
-                values.iter().zip(mantissas.iter_mut().zip(largest.iter_mut()))
-            {
-                *largest = narrow(values, shift, mantissas);
-                total += i64::from(*largest);
-                most = most.max(*largest);
-            }
-            // Of 1 in 127 tokens, and then once: half of it is well below.
-            if i64::from(most) <= MANTISSA_MAX {
-                break;
-            }
-            shift += 1;
+        let mut most = 0;
+        for (largest, block) in largest.iter_mut().zip(values) {
+            *largest = word::largest(block);
+            most = most.max(*largest);
         }
-        let mut bits = 0;
-        for (b, ((block, &largest), sum)) in
-            mantissas.iter().zip(largest.iter()).zip(sums.iter_mut()).enumerate()
-        {
-            let second = match precision {
-                Precision::Octets => false,
-                Precision::Outliers => i64::from(largest) * blocks as i64 > 2 * total,
-                Precision::Words => true,
-            };
-            let (scales, octet_sums) = if second {
-                let (octets, step) = pairs(block, largest);
-                store(self.buffers.octets, &shape, b, token, &octets[0]);
-                store(self.buffers.octets, &shape, blocks + b, token, &octets[1]);
-                self.seconds = true;
-                let sums = octets.each_ref().map(sum_of);
-                *sum = step * (STEP * sums[0] + sums[1]);
-                ([STEP * step, step], sums)
-            } else {
-                let (octets, scale) = octets(block, largest);
-                store(self.buffers.octets, &shape, b, token, &octets);
-                let octet_sum = sum_of(&octets);
-                *sum = scale * octet_sum;
-                ([scale, 0], [octet_sum, 0])
-            };
-            bits |= sum.unsigned_abs();
-            for (i, entry) in [b, blocks + b].into_iter().enumerate() {
-                let places = shape.scale_places(entry, token);
-                for place in places {
-                    self.buffers.scales[place] = scales[i];
-                }
-                if let Some(times) = shape.bias() {
-                    self.buffers.scales[places[0] + 1] = times * octet_sums[i];
-                }
-            }
+        let shift = shift_to_mantissas(most);
+        let mut total = 0;
+        for largest in largest.iter_mut() {
+            *largest = rounded(*largest, shift);
+            total += i64::from(*largest);
         }
+        // Blocks whose largest mantissa is beyond it have second entries.
+        let limit = match precision {
+            Precision::Octets => i32::MAX,
+            Precision::Outliers => (2 * total / blocks.max(1) as i64) as i32,
+            Precision::Words => -1,
+        };
+        let token_blocks = Blocks { values, largest, sums, shift, limit };
+        let first = shape.octets_place(0, token);
+        let octets = (&mut self.buffers.octets[first..], shape.octets_stride());
+        let scales = (&mut *self.buffers.scales, shape.scales_stride());
+        let ([place, again], bias) = (shape.scale_places(0, token), shape.bias());
+        let (bits, seconds) = match shape.layout {
+            Layout::Rows(order) => token_blocks.put(
+                octets,
+                |octets, out| octets::store_row(octets, order, out),
+                scales,
+                |scales, scale, sum| {
+                    scales[place] = scale;
+                    if let Some(times) = bias {
+                        scales[place + 1] = times * sum;
+                    }
+                },
+            ),
+            Layout::Pairs => token_blocks.put(
+                octets,
+                |octets, out| octets::store_pair(octets, token % 2, out),
+                scales,
+                |scales, scale, _| (scales[place], scales[again]) = (scale, scale),
+            ),
+        };
+        self.seconds |= seconds;
         // All bits of the sums have as many digits as the largest of them.
         let sum_shift = SUM_MAX.leading_zeros().saturating_sub(bits.leading_zeros());
         let half = (1 << sum_shift) >> 1;
@@ -311,99 +298,98 @@ impl<'b> Writer<'b, '_> {
     }
 }
 
-/// By how many bits a token's values are to be shifted down so that the largest magnitude has 19.
-fn shift_to_mantissas(values: &[[i64; BLOCK]]) -> i32 {
-    let magnitude = values.as_flattened().iter().fold(0, |all, v| all | v.unsigned_abs());
-    // Shifting left by as much as 18 cannot overflow: there are fewer than 19 bits then.
-    if magnitude == 0 { 0 } else { 45 - magnitude.leading_zeros().cast_signed() }
+/// A token's blocks.
+struct Blocks<'a> {
+    values: &'a [[i32; BLOCK]],
+    /// Their largest mantissas.
+    largest: &'a [i32],
+    /// Their sums, to be.
+    sums: &'a mut [i32],
+    /// From values to mantissas.
+    shift: i32,
+    /// The largest mantissa of blocks that have no second entry.
+    limit: i32,
 }
 
-/// Rounds a block's values to mantissas; answers the largest magnitude of them.
-#[inline]
-fn narrow(values: &[i64; BLOCK], shift: i32, mantissas: &mut [i32; BLOCK]) -> i32 {
-    // Loops, as an array's `map` of this length is not turned into vector instructions.
-    if shift > 0 {
-        for (out, value) in mantissas.iter_mut().zip(values) {
-            // Half is added behind the first shift, where it cannot overflow.
-            *out = (((value >> (shift - 1)) + 1) >> 1) as i32;
-        }
-    } else {
-        for (out, value) in mantissas.iter_mut().zip(values) {
-            *out = (value << -shift) as i32;
-        }
-    }
-    mantissas.iter().fold(0, |largest, mantissa| mantissa.abs().max(largest))
-}
-
-/// Sum of a block's octets.
-#[inline]
-fn sum_of(octets: &[i8; BLOCK]) -> i32 {
-    octets.iter().map(|&octet| i32::from(octet)).sum()
-}
-
-/// One octet a column, and their scale. `largest` is the largest magnitude.
-#[inline]
-fn octets(block: &[i32; BLOCK], largest: i32) -> ([i8; BLOCK], i32) {
-    /// Bits of the scale's reciprocal: `127 * 2^23` and half of it fit i32.
-    const BITS: u32 = 23;
-    let scale = ((largest + OCTET_MAX - 1) / OCTET_MAX).max(1);
-    // It is off by at most 1/2, and the quotient, of at most 2^19, by 1/32: no octet is beyond 127.
-    let reciprocal = ((1 << BITS) + scale / 2) / scale;
-    let mut octets = [0; BLOCK];
-    for (octet, mantissa) in octets.iter_mut().zip(block) {
-        *octet = ((mantissa * reciprocal + (1 << (BITS - 1))) >> BITS) as i8;
-    }
-    (octets, scale)
-}
-
-/// Two octets a column, and the scale of the second ones: a power of 2.
-#[inline]
-fn pairs(block: &[i32; BLOCK], largest: i32) -> ([[i8; BLOCK]; 2], i32) {
-    /// `2^24 / 255`: a quotient is off by less than 2^-16, and none is nearer than 1/510 to a half.
-    const RECIPROCAL: i32 = (1 << 24) / STEP;
-    let mut shift = 0;
-    while largest > PAIR_MAX << shift {
-        shift += 1;
-    }
-    let half = (1 << shift) >> 1;
-    let [mut first, mut second] = [[0; BLOCK]; 2];
-    for ((first, second), mantissa) in first.iter_mut().zip(&mut second).zip(block) {
-        let word = (mantissa + half) >> shift;
-        // |word| <= 32512: less than 2^31, half included.
-        let high = (word * RECIPROCAL + (1 << 23)) >> 24;
-        *first = high as i8;
-        *second = (word - STEP * high) as i8;
-    }
-    ([first, second], 1 << shift)
-}
-
-/// Puts a block's octets where its layout has them.
-#[inline]
-fn store(out: &mut [i8], shape: &Shape, entry: usize, token: usize, octets: &[i8; BLOCK]) {
-    let place = shape.octets_place(entry, token);
-    match shape.layout {
-        Layout::Rows(Order::V16) => out[place..][..BLOCK].copy_from_slice(octets),
-        Layout::Rows(order) => {
-            let fours = octets.as_chunks::<4>().0;
-            for (out, four) in out[place..][..BLOCK].as_chunks_mut::<4>().0.iter_mut().zip(order.places()) {
-                *out = fours[four];
+impl Blocks<'_> {
+    /// Puts the octets of all blocks and, behind them, of second entries, by `store`; the scales of both by `store_scale`, which is
+    /// told the sum of the octets. Of each there are some an entry, this token's first. Answers all bits of the sums, and
+    /// whether there are second entries.
+    #[inline]
+    fn put<const LENGTH: usize>(
+        self,
+        (octets, each_octets): (&mut [i8], usize),
+        store: impl Fn(&Octets, &mut [i8; LENGTH]),
+        (scales, each): (&mut [i32], usize),
+        store_scale: impl Fn(&mut [i32], i32, i32),
+    ) -> (u32, bool) {
+        let Self { values, largest, sums, shift, limit } = self;
+        let (octets, seconds) = octets.split_at_mut(values.len() * each_octets);
+        let (scales, second_scales) = scales.split_at_mut(values.len() * each);
+        let blocks = values.iter().zip(largest).zip(sums);
+        let octets = octets.chunks_mut(each_octets).zip(seconds.chunks_mut(each_octets));
+        let octets =
+            octets.filter_map(|(first, second)| first.first_chunk_mut().zip(second.first_chunk_mut()));
+        let scales = scales.chunks_exact_mut(each).zip(second_scales.chunks_exact_mut(each));
+        let (mut bits, mut any) = (0, false);
+        for ((((block, &largest), sum), octets), scales) in blocks.zip(octets).zip(scales) {
+            if largest > limit {
+                any = true;
+                let step = step_of(largest);
+                let [first, second] = octets::pair(block, shift + step);
+                let [first_sum, second_sum] = [&first, &second].map(octets::sum);
+                store(&first, octets.0);
+                store(&second, octets.1);
+                store_scale(scales.0, STEP << step, first_sum);
+                store_scale(scales.1, 1 << step, second_sum);
+                *sum = (STEP * first_sum + second_sum) << step;
+            } else {
+                let (scale, factor) = scale_of(largest);
+                let single = octets::single(block, shift, factor);
+                let octet_sum = octets::sum(&single);
+                store(&single, octets.0);
+                store_scale(scales.0, scale, octet_sum);
+                store_scale(scales.1, 0, 0);
+                *sum = scale * octet_sum;
             }
+            bits |= sum.unsigned_abs();
         }
-        Layout::Pairs => {
-            let out = out[place..][..2 * BLOCK].as_chunks_mut::<{ 2 * EIGHT }>().0;
-            for (out, eight) in out.iter_mut().zip(octets.as_chunks::<EIGHT>().0) {
-                out[token % 2 * EIGHT..][..EIGHT].copy_from_slice(eight);
-                // The first of a pair clears the second's place, as there may be none.
-                if token.is_multiple_of(2) {
-                    out[EIGHT..].fill(0);
-                }
-            }
-        }
+        (bits, any)
     }
+}
+
+/// By how many bits a token's values are to be shifted down so that the largest magnitude has 19, or 18 if 19 are too many.
+const fn shift_to_mantissas(most: i32) -> i32 {
+    if most == 0 {
+        return 0;
+    }
+    let shift = 13 - most.leading_zeros().cast_signed();
+    shift + (rounded(most, shift) as i64 > MANTISSA_MAX) as i32
+}
+
+/// The scale of a block with one octet a column, and what its mantissas are to be multiplied by for their quotient by the scale:
+/// `2^31 / scale`. It is off by at most 1/2, and the quotient, of at most 2^19, by 2^-13: no octet is beyond 127.
+#[inline]
+fn scale_of(largest: i32) -> (i32, i32) {
+    let scale = largest.cast_unsigned().div_ceil(OCTET_MAX.cast_unsigned()).max(1);
+    let factor = ((1 << 31) + scale / 2) / scale;
+    // The scale 1 takes a little less than 1: mantissas of at most 127 are the same.
+    (scale.cast_signed(), factor.min(i32::MAX.cast_unsigned()).cast_signed())
+}
+
+/// The power of 2 that is the scale of the second octets.
+#[inline]
+const fn step_of(largest: i32) -> i32 {
+    let mut step = 0;
+    while largest > PAIR_MAX << step {
+        step += 1;
+    }
+    step
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Order;
     use super::*;
     use std::vec::Vec;
 
@@ -411,7 +397,8 @@ mod tests {
     const LAYOUTS: [Layout; 4] = [V16, Layout::Rows(Order::V32), Layout::Rows(Order::V64), Layout::Pairs];
     const PRECISIONS: [Precision; 3] = [Precision::Octets, Precision::Outliers, Precision::Words];
     const COLS: usize = 3 * BLOCK;
-    type Values = [i64; COLS];
+    const LARGEST: i32 = MANTISSA_MAX as i32;
+    type Values = [i32; COLS];
 
     fn with<T>(
         layout: Layout,
@@ -445,7 +432,7 @@ mod tests {
     /// Values of both signs; those of one block, which another token has elsewhere, are much larger.
     fn values(token: usize) -> Values {
         core::array::from_fn(|i| {
-            let value = ((i + 7 * token) as i64 * 7919 + 13) % 65_537 - 32_768;
+            let value = ((i + 7 * token) as i32 * 7919 + 13) % 65_537 - 32_768;
             if i / BLOCK == token % 3 { value << 6 } else { value }
         })
     }
@@ -472,7 +459,7 @@ mod tests {
 
     #[test]
     fn biases_are_beside_the_scales_of_few_tokens() {
-        let tokens = [values(0), [i64::MIN; COLS], values(1)];
+        let tokens = [values(0), [i32::MIN; COLS], values(1)];
         for precision in PRECISIONS {
             for order in [Order::V16, Order::V32, Order::V64] {
                 let layout = Layout::Rows(order);
@@ -498,7 +485,7 @@ mod tests {
     fn octets_never_leave_their_range() {
         for precision in PRECISIONS {
             for layout in LAYOUTS {
-                with(layout, &[[i64::MIN; COLS], [i64::MAX; COLS], values(1), values(2)], precision, |x| {
+                with(layout, &[[i32::MIN; COLS], [i32::MAX; COLS], values(1), values(2)], precision, |x| {
                     for (token, (entry, _)) in
                         (0..4).flat_map(|token| x.entries(token).map(move |entry| (token, entry)))
                     {
@@ -512,9 +499,9 @@ mod tests {
 
     #[test]
     fn mantissas_fill_nineteen_bits() {
-        let edge = (MANTISSA_MAX << 40) + (1 << 39);
+        let edge = (LARGEST << 10) + (1 << 9);
         let largest =
-            [1, 3, 262_143, 262_144, 520_192, 520_193, 524_287, edge - 1, edge, 1 << 40, i64::MAX, i64::MIN];
+            [1, 3, 262_143, 262_144, 520_192, 520_193, 524_287, edge - 1, edge, 1 << 30, i32::MAX, i32::MIN];
         for largest in largest {
             let mut values = [0; COLS];
             values[5] = largest;
@@ -523,7 +510,7 @@ mod tests {
             assert!((260_096..=MANTISSA_MAX).contains(&mantissa), "{largest} -> {mantissa}");
             // One value alone is a multiple of its block's scale, or next to one.
             if (0..=18).contains(&exponent) {
-                let exact = largest << exponent;
+                let exact = i64::from(largest) << exponent;
                 assert!((mantissa - exact).abs() <= exact / 254, "{largest} -> {mantissa}, not {exact}");
             }
         }
@@ -535,7 +522,7 @@ mod tests {
         let mut values = [0; COLS];
         (values[0], values[1]) = (0x5_5555, -0x2_aaaa);
         assert_eq!(alone(values, Precision::Words).1, 0);
-        values[2] = MANTISSA_MAX + 1;
+        values[2] = LARGEST + 1;
         assert_eq!(alone(values, Precision::Words).1, -1);
     }
 
@@ -560,8 +547,8 @@ mod tests {
             let (mantissas, exponent) = alone(values, precision);
             for (column, (value, mantissa)) in values.iter().zip(mantissas).enumerate() {
                 // In units of a mantissa, which is off by a half itself.
-                let exact = *value as f64 * 2f64.powi(exponent);
-                let most = largest(column / BLOCK) as f64 * 2f64.powi(exponent);
+                let exact = f64::from(*value) * 2f64.powi(exponent);
+                let most = f64::from(largest(column / BLOCK)) * 2f64.powi(exponent);
                 let step = if seconds[column / BLOCK] { most / 16_256.0 } else { most / 126.0 };
                 assert!(
                     (mantissa as f64 - exact).abs() <= step.max(1.0) / 2.0 + 1.0,
@@ -573,7 +560,7 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_what_is_left() {
-        let tokens = [values(0), values(1), [i64::MAX; COLS], [0; COLS]];
+        let tokens = [values(0), values(1), [i32::MAX; COLS], [0; COLS]];
         for precision in PRECISIONS {
             with(V16, &tokens, precision, |x| {
                 for token in 0..tokens.len() {
