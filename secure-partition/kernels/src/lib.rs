@@ -7,6 +7,7 @@
 //! | [`vector`] | a packed vector, checked |
 //! | [`activations`] | what it is multiplied with: octets, a scale for each block of a token |
 //! | [`matmul`] | the product, on whatever instructions there are |
+//! | [`silu`] | the gate of a feed-forward network |
 //! | [`narrow`] | long words to words, for activations |
 //! | [`attention`] | its inner loops, and `attention_neon`, their twins |
 //! | `word` | what vector instructions do with a word, in plain Rust |
@@ -50,6 +51,7 @@ mod neon;
 #[cfg(feature = "pack")]
 pub mod pack;
 mod plain;
+pub mod silu;
 #[cfg(target_arch = "x86_64")]
 mod sse2;
 #[cfg(target_arch = "aarch64")]

@@ -18,6 +18,25 @@ pub(crate) const fn rounded(value: i32, shift: i32) -> i32 {
     }
 }
 
+/// SQSHL by a constant: `value * 2^shift`, saturated.
+#[inline]
+pub(crate) const fn up(value: i32, shift: u32) -> i32 {
+    value.saturating_mul(1 << shift)
+}
+
+/// URECPE: half the reciprocal of a fraction of 32 bits in 1/2..1, as another one, to 9 bits.
+#[inline]
+pub(crate) const fn reciprocal(fraction: u32) -> u32 {
+    let estimate = (1 << 19) / (2 * (fraction >> 23) + 1);
+    estimate.div_ceil(2) << 23
+}
+
+/// The left shift that leaves a largest magnitude one bit for the sign.
+#[inline]
+pub(crate) const fn room(largest: i32) -> i32 {
+    largest.leading_zeros().cast_signed() - 1
+}
+
 /// The largest magnitude, saturated.
 #[inline]
 pub(crate) fn largest(words: &[i32]) -> i32 {
@@ -64,6 +83,8 @@ mod tests {
         assert_eq!([rounded(3, 1), rounded(-3, 1), rounded(i32::MAX, 1)], [2, -1, 1 << 30]);
         assert_eq!([rounded(i32::MAX, 31), rounded(i32::MIN, 31), rounded(i32::MIN, 32)], [1, -1, 0]);
         assert_eq!([rounded(5, -30), rounded(1, -32), rounded(-1, 33), rounded(-1, 127)], [1 << 30, 0, 0, 0]);
+        assert_eq!([up(1, 10), up(i32::MAX, 1), up(i32::MIN, 1)], [1 << 10, i32::MAX, i32::MIN]);
+        assert_eq!([reciprocal(1 << 31), reciprocal(u32::MAX)], [511 << 23, 256 << 23]);
     }
 
     #[test]
@@ -76,6 +97,7 @@ mod tests {
                 assert_eq!([largest(&words), plain_largest(&words)], [magnitude; 2]);
             }
         }
+        assert_eq!([room(0), room(1), room(i32::MAX)], [31, 30, 0]);
         assert_eq!(largest(&[]), 0);
     }
 }

@@ -1,6 +1,6 @@
 """The float32 reference with some of its operations rounded as the integer engine rounds them, to see what each costs.
 
-Each operation is the engine's, in numpy: `fixed.rs`, `norm.rs`, `rope.rs`, `attention.rs`, `activations.rs`, `pack.rs`.
+Each operation is the engine's, in numpy: `silu.rs`, `norm.rs`, `rope.rs`, `attention.rs`, `activations.rs`, `pack.rs`.
 """
 
 import gguf
@@ -75,15 +75,34 @@ def exp2(x):
     return numpy.where(whole < -31, 0, mantissa >> numpy.clip(-whole, 0, 31))
 
 
-def exact_sigmoid(x):
-    """1 / (1 + e^x) of x >= 0 in Q15.16 (int64), in Q2.30."""
-    e = exp2(-(x * 1_549_082_004 >> 30))
-    return (e << 30) // (ONE + e)
+def high(a, b):
+    """The product's upper word but one bit, rounded."""
+    return a * b + (1 << 30) >> 31
 
 
-# What it is at multiples of 1/128, up to 22.
-SIGMOID_STEP, SIGMOID_END = 9, 22
-SIGMOID = exact_sigmoid(numpy.arange((SIGMOID_END << 16 - SIGMOID_STEP) + 1) << SIGMOID_STEP)
+# 2^(u/2), lowest term first, of u in Q0.31.
+POWER = ((1 << 30) - 1, 372_118_218, 64_489_199, 7_503_633, 643_094)
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x) of x in Q15.16 (int64), in Q2.30."""
+    exponent = high(numpy.minimum(numpy.abs(x) << 10, (1 << 31) - 1), -1_549_082_005)
+    whole = exponent + (1 << 24) >> 25
+    u = exponent - (whole << 25) << 7
+    power = POWER[-1]
+    for term in POWER[-2::-1]:
+        power = high(power, u) + term
+    shift = -whole - 1
+    e = numpy.where(shift < 0, power << 1, power + (1 << numpy.maximum(shift, 0) >> 1) >> numpy.maximum(shift, 0))
+    total = (1 << 31) + e
+    estimate = ((1 << 19) // (2 * (total >> 23) + 1) + 1 >> 1) << 22
+    inverse = high(estimate, (1 << 31) - high(total >> 1, estimate))
+    return high(numpy.where(x < 0, e, (1 << 31) - 1), inverse)
+
+
+def room(x):
+    """By how much each row's words can be shifted left."""
+    return 31 - numpy.frexp(numpy.abs(x).max(-1, keepdims=True).astype(numpy.float64))[1]
 
 
 def row_mantissas(scales):
@@ -201,10 +220,8 @@ class Rounded(Reference):
     def gated(self, gate, up):
         if "gate" not in self.operations:
             return super().gated(gate, up)
-        fixed = numpy.floor(gate.astype(numpy.float64) * 65536 + 0.5).astype(numpy.int64)
-        magnitude = numpy.minimum(numpy.abs(fixed), (SIGMOID_END << 16) - 1)
-        at = magnitude >> SIGMOID_STEP
-        step, rest = SIGMOID[at] - SIGMOID[at + 1], magnitude & ((1 << SIGMOID_STEP) - 1)
-        low = SIGMOID[at] - (step * rest >> SIGMOID_STEP)
-        sigmoid = numpy.where(fixed < 0, low, ONE - low)
-        return ((fixed * sigmoid >> 30) / 65536 * up).astype(self.real)
+        gate, up = (nearest(v, 2.0**-16) * 65536 for v in (gate, up))
+        gate, up = (v.astype(numpy.int64) for v in (gate, up))
+        shifts = room(gate), room(up)
+        out = high(high(gate << shifts[0], sigmoid(gate)), up << shifts[1])
+        return numpy.ldexp(out.astype(numpy.float64), -(shifts[0] + shifts[1])).astype(self.real)

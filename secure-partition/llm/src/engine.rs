@@ -9,17 +9,17 @@ use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::Matrix;
 use flexserve_kernels::narrow::narrow;
+use flexserve_kernels::silu::silu;
 use flexserve_kernels::vector::Vector;
 
 use crate::attention::{self, Cache, HEAD_DIM_MAX, Query};
-use crate::fixed::sigmoid;
 use crate::norm::{RESIDUAL_FRAC, rms_norm};
 use crate::workers::{Alone, Workers, divide, shared_32, shared_64};
 use crate::workspace::{BATCH, Shape, Workspace};
 use crate::{Error, rope, weights};
 
 /// Fraction bits of logits, queries, keys, values, gate and up projections.
-pub const FRAC: i32 = 16;
+pub const FRAC: i32 = flexserve_kernels::silu::FRAC;
 
 /// A model at work: its weights, and the workspace with all its state.
 ///
@@ -219,7 +219,9 @@ impl<'m, 'w> Engine<'m, 'w> {
         let mut writer = buffers.writer(isa, tokens, self.inputs(columns))?;
         for t in 0..tokens {
             self.attend(layer as usize, t);
-            self.put(&mut writer, columns, attention::OUT_FRAC, Precision::Octets)?;
+            let workspace = &mut self.workspace;
+            let shift = narrow(&workspace.wide[..columns], &mut workspace.inputs[..columns])?;
+            self.put(&mut writer, columns, attention::OUT_FRAC - shift, Precision::Octets)?;
         }
         self.add_to_residual(&output, &writer.finish()?)
     }
@@ -240,11 +242,8 @@ impl<'m, 'w> Engine<'m, 'w> {
             let workspace = &mut self.workspace;
             let gate = &workspace.gate[t * wide..][..wide];
             let up = &workspace.up[t * wide..][..wide];
-            for ((out, &gate), &up) in workspace.wide.iter_mut().zip(gate).zip(up) {
-                // Q15.16 * Q2.30 >> 30 is a Q15.16 again; its product with another is below 2^62.
-                *out = ((i64::from(gate) * sigmoid(gate)) >> 30) * i64::from(up);
-            }
-            self.put(&mut writer, wide, 2 * FRAC, Precision::Octets)?;
+            let frac = silu(gate, up, &mut workspace.inputs[..wide])?;
+            self.put(&mut writer, wide, frac, Precision::Octets)?;
         }
         self.add_to_residual(&down, &writer.finish()?)
     }
@@ -261,14 +260,16 @@ impl<'m, 'w> Engine<'m, 'w> {
         let epsilon = self.model.manifest().params().rms_epsilon;
         let mut writer = buffers.writer(self.isa, tokens.len(), self.inputs(width))?;
         for t in tokens {
-            let row = &self.workspace.residual[t * width..][..width];
-            let frac = rms_norm(row, weight, epsilon, &mut self.workspace.wide[..width]);
+            let workspace = &mut self.workspace;
+            let row = &workspace.residual[t * width..][..width];
+            let frac = rms_norm(row, weight, epsilon, &mut workspace.wide[..width]);
+            let frac = frac - narrow(&workspace.wide[..width], &mut workspace.inputs[..width])?;
             self.put(&mut writer, width, frac, precision)?;
         }
         Ok(writer.finish()?)
     }
 
-    /// Writes down the first `cols` of `wide`, as often as matrices take them. `precision` is that for weights of 4 or 8 bits: if
+    /// Writes down the first `cols` of `inputs`, as often as matrices take them. `precision` is that for weights of 4 or 8 bits: if
     /// there are any of 16, activations have as many.
     fn put(
         &mut self,
@@ -279,10 +280,9 @@ impl<'m, 'w> Engine<'m, 'w> {
     ) -> Result<(), Error> {
         let inputs = self.inputs(cols);
         let precision = if self.twice { Precision::Words } else { precision };
-        let workspace = &mut self.workspace;
-        let shift = narrow(&workspace.wide[..cols], &mut workspace.inputs[..cols])?;
-        workspace.inputs.copy_within(..inputs - cols, cols);
-        Ok(writer.put(&workspace.inputs[..inputs], frac.saturating_sub(shift), precision)?)
+        let values = &mut self.workspace.inputs[..inputs];
+        values.copy_within(..inputs - cols, cols);
+        Ok(writer.put(values, frac, precision)?)
     }
 
     /// Columns of activations that stand for `cols`.

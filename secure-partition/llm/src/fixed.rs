@@ -1,47 +1,11 @@
 //! Functions of fixed-point numbers. `Qa.b` has b fraction bits.
 
-pub use flexserve_kernels::attention::{ONE, exp2};
+pub use flexserve_kernels::attention::exp2;
 
 /// 2 pi, Q3.60.
 const TAU: i128 = 7_244_019_458_077_122_842;
 /// log2 e, Q1.60.
 pub const LOG2_E: u64 = 1_663_314_137_230_540_311;
-/// `1 / (1 + e^-x)` of x in Q15.16, as Q2.30.
-#[must_use]
-#[inline]
-pub fn sigmoid(x: i32) -> i64 {
-    let magnitude = x.unsigned_abs().min((SIGMOID_END << 16) - 1);
-    let at = (magnitude >> SIGMOID_STEP) as usize;
-    let (this, next) = (SIGMOID[at], SIGMOID[at + 1]);
-    let rest = magnitude & ((1 << SIGMOID_STEP) - 1);
-    let low = i64::from(this) - ((i64::from(this - next) * i64::from(rest)) >> SIGMOID_STEP);
-    if x < 0 { low } else { ONE - low }
-}
-
-/// Bits of x between two entries of [`SIGMOID`]: 1/128 is off by less than 2^-17 of the value.
-const SIGMOID_STEP: u32 = 9;
-
-/// Where [`SIGMOID`] ends: what is left is less than 2^-31.
-const SIGMOID_END: u32 = 22;
-
-/// `1 / (1 + e^x)` of x in 0..=[`SIGMOID_END`], Q2.30.
-static SIGMOID: [i32; ((SIGMOID_END as usize) << (16 - SIGMOID_STEP)) + 1] = {
-    let mut table = [0; _];
-    let mut i = 0;
-    while i < table.len() {
-        table[i] = exact_sigmoid(-((i as i32) << SIGMOID_STEP)) as i32;
-        i += 1;
-    }
-    table
-};
-
-/// [`sigmoid`] without a table.
-const fn exact_sigmoid(x: i32) -> i64 {
-    let exponent = -(((x as i64).abs() * (LOG2_E >> 30).cast_signed()) >> 30);
-    let e = exp2(if exponent < i32::MIN as i64 { i32::MIN } else { exponent as i32 });
-    let numerator = if x < 0 { e } else { ONE };
-    (numerator << 30) / (ONE + e)
-}
 
 /// Cosine and sine of a fraction of a turn in Q0.64, as Q2.30.
 #[must_use]
@@ -93,6 +57,7 @@ pub fn saturate(value: i64) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flexserve_kernels::attention::ONE;
 
     #[test]
     fn exp2_follows_the_float() {
@@ -102,17 +67,6 @@ mod tests {
         }
         assert_eq!(exp2(0), ONE);
         assert_eq!(exp2(i32::MIN), 0);
-    }
-
-    #[test]
-    fn sigmoid_follows_the_float() {
-        for x in (-20 << 16..20 << 16).step_by(1013) {
-            let exact = 2f64.powi(30) / (1.0 + (-f64::from(x) / 65536.0).exp());
-            assert!((sigmoid(x) as f64 - exact).abs() <= exact * 2f64.powi(-15) + 2.0, "{x}");
-        }
-        assert_eq!(sigmoid(i32::MIN), 0);
-        assert_eq!(sigmoid(i32::MAX), ONE);
-        assert_eq!(sigmoid(0), ONE / 2);
     }
 
     #[test]

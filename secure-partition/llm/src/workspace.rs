@@ -80,9 +80,9 @@ pub struct Workspace<'w> {
     pub residual: &'w mut [i64],
     /// (`BATCH`, width): the residual stream to be
     pub next_residual: &'w mut [i64],
-    /// (widest): one token's inputs of a matrix
+    /// (width or more): one token's output of attention or a norm
     pub wide: &'w mut [i64],
-    /// (widest): the same, narrowed
+    /// (widest): one token's inputs of a matrix
     pub inputs: &'w mut [i32],
     /// (`BATCH`, heads, `head_dim`), Q15.16
     pub queries: &'w mut [i32],
@@ -157,7 +157,7 @@ impl<'w> Workspace<'w> {
         Ok(Self {
             residual: carver.take(BATCH * shape.width)?,
             next_residual: carver.take(BATCH * shape.width)?,
-            wide: carver.take(widest)?,
+            wide: carver.take(shape.queries().max(shape.width))?,
             inputs: carver.take(widest)?,
             queries: carver.take(BATCH * shape.queries())?,
             keys: carver.take(BATCH * shape.keys())?,
