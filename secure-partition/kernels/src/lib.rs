@@ -7,7 +7,7 @@
 //! | [`vector`] | a packed vector, checked |
 //! | [`activations`] | what it is multiplied with: octets, a scale for each block of a token |
 //! | [`matmul`] | the product, on whatever instructions there are |
-//! | [`silu`] | the gate of a feed-forward network |
+//! | [`norm`], [`silu`] | a layer's other operations: RMS norm, the gate |
 //! | [`narrow`] | long words to words, for activations |
 //! | [`attention`] | its inner loops, and `attention_neon`, their twins |
 //! | `word` | what vector instructions do with a word, in plain Rust |
@@ -48,6 +48,7 @@ mod minima;
 pub mod narrow;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub mod norm;
 #[cfg(feature = "pack")]
 pub mod pack;
 mod plain;

@@ -28,6 +28,11 @@ impl<'a> Vector<'a> {
         self.shift
     }
 
+    /// The mantissas' bytes.
+    pub(crate) const fn words(&self) -> &'a [[u8; 4]] {
+        self.mantissas
+    }
+
     /// The mantissas.
     pub fn mantissas(&self) -> impl ExactSizeIterator<Item = i32> + use<'a> {
         self.mantissas.iter().map(|&bytes| i32::from_le_bytes(bytes))

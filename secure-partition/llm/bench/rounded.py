@@ -188,13 +188,14 @@ class Rounded(Reference):
             return super().norm(x, weight)
         x, weight = x.astype(numpy.float64), weight.astype(numpy.float64)
         _, exponent = numpy.frexp(numpy.abs(x).max(-1, keepdims=True))
-        narrow = numpy.floor(numpy.ldexp(x, 30 - exponent))
-        mean = (narrow * narrow).mean(-1, keepdims=True) + numpy.ldexp(float(self.epsilon), 2 * (30 - exponent))
+        narrow = nearest(numpy.ldexp(x, 30 - exponent), 1).astype(numpy.int64)
+        squares = high(narrow, narrow).mean(-1, keepdims=True) * 2.0**31
+        mean = squares + numpy.ldexp(float(self.epsilon), 2 * (30 - exponent))
         shift = 30 - numpy.frexp(numpy.abs(weight).max())[1]
-        wide = narrow.astype(numpy.int64) * numpy.round(numpy.ldexp(weight, shift)).astype(numpy.int64) >> 30
+        weighted = high(narrow, numpy.round(numpy.ldexp(weight, shift)).astype(numpy.int64))
         root, power = numpy.frexp(1 / numpy.sqrt(mean))
-        inverse = numpy.ldexp(numpy.floor(numpy.ldexp(root, 31)), power - 31)
-        return (numpy.ldexp(wide.astype(numpy.float64), 30 - shift) * inverse).astype(self.real)
+        out = high(weighted, numpy.floor(numpy.ldexp(root, 31)).astype(numpy.int64))
+        return numpy.ldexp(out.astype(numpy.float64), 31 - shift + power).astype(self.real)
 
     def rotate(self, x, first):
         if "rotation" not in self.operations:

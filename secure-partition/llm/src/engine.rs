@@ -9,17 +9,19 @@ use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::Matrix;
 use flexserve_kernels::narrow::narrow;
+use flexserve_kernels::norm::rms_norm;
 use flexserve_kernels::silu::silu;
 use flexserve_kernels::vector::Vector;
 
 use crate::attention::{self, Cache, HEAD_DIM_MAX, Query};
-use crate::norm::{RESIDUAL_FRAC, rms_norm};
 use crate::workers::{Alone, Workers, divide, shared_32, shared_64};
 use crate::workspace::{BATCH, Shape, Workspace};
 use crate::{Error, rope, weights};
 
 /// Fraction bits of logits, queries, keys, values, gate and up projections.
 pub const FRAC: i32 = flexserve_kernels::silu::FRAC;
+/// Fraction bits of the residual stream, an i64: models have outliers of 2^15, and values that matter below 2^-10.
+const RESIDUAL_FRAC: i32 = 24;
 
 /// A model at work: its weights, and the workspace with all its state.
 ///
@@ -260,10 +262,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         let epsilon = self.model.manifest().params().rms_epsilon;
         let mut writer = buffers.writer(self.isa, tokens.len(), self.inputs(width))?;
         for t in tokens {
-            let workspace = &mut self.workspace;
-            let row = &workspace.residual[t * width..][..width];
-            let frac = rms_norm(row, weight, epsilon, &mut workspace.wide[..width]);
-            let frac = frac - narrow(&workspace.wide[..width], &mut workspace.inputs[..width])?;
+            let row = &self.workspace.residual[t * width..][..width];
+            let frac = rms_norm(row, RESIDUAL_FRAC, weight, epsilon, &mut self.workspace.inputs[..width])?;
             self.put(&mut writer, width, frac, precision)?;
         }
         Ok(writer.finish()?)

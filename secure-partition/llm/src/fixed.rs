@@ -35,18 +35,6 @@ pub fn cos_sin(turns: u64) -> (i32, i32) {
     }
 }
 
-/// `1 / sqrt(m)` as `(r, h)`: r * 2^(h - 61), r in 2^30..=2^31. 0 counts as 1.
-#[must_use]
-#[inline]
-pub fn inverse_sqrt(m: u64) -> (i64, i32) {
-    let m = m.max(1);
-    // Up to 60..=62 bits, by an even shift.
-    let h = (m.leading_zeros().cast_signed() - 2) >> 1;
-    let normal = if h >= 0 { m << (2 * h) } else { m >> 2 };
-    let root = normal.isqrt();
-    (((1_u64 << 61) / root).cast_signed(), h)
-}
-
 /// Saturates to i32.
 #[must_use]
 #[inline]
@@ -81,16 +69,5 @@ mod tests {
         assert_eq!(cos_sin(0), (1 << 30, 0));
         assert_eq!(cos_sin(1 << 62), (0, 1 << 30));
         assert_eq!(cos_sin(u64::MAX).0, 1 << 30);
-    }
-
-    #[test]
-    fn inverse_square_roots_have_thirty_bits() {
-        for m in (0..64).map(|bit| 1_u64 << bit).chain([3, 5, 1000, u64::MAX, (1 << 62) - 1]) {
-            let (r, h) = inverse_sqrt(m);
-            let got = r as f64 * 2f64.powi(h - 61);
-            let exact = 1.0 / (m as f64).sqrt();
-            assert!((got / exact - 1.0).abs() < 2f64.powi(-28), "{m}");
-        }
-        assert_eq!(inverse_sqrt(0), inverse_sqrt(1));
     }
 }

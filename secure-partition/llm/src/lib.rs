@@ -11,7 +11,7 @@
 //! | [`workspace`] | the memory that it needs, carved out of one slice |
 //! | [`error`] | why it cannot go on |
 //! | `weights` | the container's tensors as the kernels take them |
-//! | `norm`, `rope`, `attention` | the parts of a layer |
+//! | `attention`, `rope` | attention, and the rotations of its positions |
 //! | `fixed` | functions of fixed-point numbers |
 //!
 //! # Numbers
@@ -40,7 +40,6 @@ pub mod engine;
 pub mod error;
 mod fixed;
 pub mod generator;
-mod norm;
 mod rope;
 pub mod sampler;
 pub mod tokenizer;

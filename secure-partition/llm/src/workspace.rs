@@ -80,7 +80,7 @@ pub struct Workspace<'w> {
     pub residual: &'w mut [i64],
     /// (`BATCH`, width): the residual stream to be
     pub next_residual: &'w mut [i64],
-    /// (width or more): one token's output of attention or a norm
+    /// (heads, `head_dim`): one token's output of attention
     pub wide: &'w mut [i64],
     /// (widest): one token's inputs of a matrix
     pub inputs: &'w mut [i32],
@@ -157,7 +157,7 @@ impl<'w> Workspace<'w> {
         Ok(Self {
             residual: carver.take(BATCH * shape.width)?,
             next_residual: carver.take(BATCH * shape.width)?,
-            wide: carver.take(shape.queries().max(shape.width))?,
+            wide: carver.take(shape.queries())?,
             inputs: carver.take(widest)?,
             queries: carver.take(BATCH * shape.queries())?,
             keys: carver.take(BATCH * shape.keys())?,
