@@ -7,7 +7,7 @@
 //! | [`vector`] | a packed vector, checked |
 //! | [`activations`] | what it is multiplied with: octets, a scale for each block of a token |
 //! | [`matmul`] | the product, on whatever instructions there are |
-//! | [`norm`], [`silu`] | a layer's other operations: RMS norm, the gate |
+//! | [`norm`], [`rope`], [`silu`] | a layer's other operations: RMS norm, rotations, the gate |
 //! | [`narrow`] | long words to words, for activations |
 //! | [`attention`] | its inner loops, and `attention_neon`, their twins |
 //! | `word` | what vector instructions do with a word, in plain Rust |
@@ -52,6 +52,7 @@ pub mod norm;
 #[cfg(feature = "pack")]
 pub mod pack;
 mod plain;
+pub mod rope;
 pub mod silu;
 #[cfg(target_arch = "x86_64")]
 mod sse2;

@@ -10,6 +10,7 @@ use flexserve_kernels::matmul::{Output, matmul, scale};
 use flexserve_kernels::matrix::Matrix;
 use flexserve_kernels::narrow::narrow;
 use flexserve_kernels::norm::rms_norm;
+use flexserve_kernels::rope::rotate;
 use flexserve_kernels::silu::silu;
 use flexserve_kernels::vector::Vector;
 
@@ -306,8 +307,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         let queries = workspace.queries.chunks_exact_mut(shape.queries());
         let keys = workspace.keys.chunks_exact_mut(shape.keys());
         for ((table, queries), keys) in tables.zip(queries).zip(keys).take(tokens) {
-            rope::rotate(queries, shape.head_dim, table);
-            rope::rotate(keys, shape.head_dim, table);
+            rotate(queries, shape.head_dim, table);
+            rotate(keys, shape.head_dim, table);
         }
     }
 

@@ -11,7 +11,7 @@
 //! | [`workspace`] | the memory that it needs, carved out of one slice |
 //! | [`error`] | why it cannot go on |
 //! | `weights` | the container's tensors as the kernels take them |
-//! | `attention`, `rope` | attention, and the rotations of its positions |
+//! | `attention`, `rope` | attention, and the angles of its positions |
 //! | `fixed` | functions of fixed-point numbers |
 //!
 //! # Numbers
