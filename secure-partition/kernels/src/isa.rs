@@ -68,6 +68,12 @@ impl Isa {
         unsafe { Self::from_features(detected() & features) }
     }
 
+    /// Whether there are scalable vectors.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) const fn scalable(self) -> bool {
+        matches!(self.0, Kernel::Sve32 | Kernel::Sve64)
+    }
+
     /// The kernels that serve it.
     #[inline]
     pub(crate) const fn kernel(self) -> Kernel {

@@ -11,6 +11,7 @@
 //! | [`narrow`] | long words to words, for activations |
 //! | [`attention`] | its inner loops, and `attention_neon`, their twins |
 //! | `word` | what vector instructions do with a word, in plain Rust |
+//! | `words_sve` | those operations with scalable vectors |
 //! | `plain` | the kernels in plain Rust, the twin of all others |
 //! | `arm` | which kernel of an Arm CPU does what |
 //! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |
@@ -66,3 +67,5 @@ mod sve_minima;
 mod tile;
 pub mod vector;
 mod word;
+#[cfg(target_arch = "aarch64")]
+mod words_sve;

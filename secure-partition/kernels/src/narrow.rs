@@ -1,5 +1,6 @@
 //! Long words to words, under one power of 2.
 
+use crate::isa::Isa;
 use crate::matrix::ShapeError;
 
 /// Bits of the largest magnitude that are kept.
@@ -10,13 +11,24 @@ const BITS: i32 = 30;
 ///
 /// # Errors
 /// [`ShapeError`] if `out` is not as long as `values`.
-pub fn narrow(values: &[i64], out: &mut [i32]) -> Result<i32, ShapeError> {
+pub fn narrow(isa: Isa, values: &[i64], out: &mut [i32]) -> Result<i32, ShapeError> {
     if values.len() != out.len() {
         return Err(ShapeError);
     }
+    let shift_of = |magnitude: u64| 64 - magnitude.leading_zeros().cast_signed() - BITS;
+    #[cfg(target_arch = "aarch64")]
+    if isa.scalable() {
+        // SAFETY: the creator of `isa` promised that the CPU has the instructions; the lengths are the same.
+        return unsafe {
+            let shift = shift_of(crate::words_sve::magnitude(values));
+            crate::words_sve::round(values, shift, out);
+            Ok(shift)
+        };
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = isa;
     let (fours, rest) = values.as_chunks();
-    let bits = 64 - (magnitude_of(fours) | magnitude(rest)).leading_zeros().cast_signed();
-    let shift = bits - BITS;
+    let shift = shift_of(magnitude_of(fours) | magnitude(rest));
     let (out, out_rest) = out.as_chunks_mut();
     round_all(fours, shift, out);
     round(rest, shift, out_rest);
@@ -100,9 +112,11 @@ mod tests {
             for length in [0, 1, 3, 4, 5, 64, 71] {
                 let values: Vec<i64> = (0..length).map(|i| noise(i + length) >> down).collect();
                 let (mut out, mut plain) = (vec![7; values.len()], vec![9; values.len()]);
-                let shift = narrow(&values, &mut out).unwrap();
+                let shift = narrow(Isa::BASELINE, &values, &mut out).unwrap();
                 assert_eq!(shift, 34 - magnitude(&values).leading_zeros().cast_signed());
                 round(&values, shift, &mut plain);
+                assert_eq!(out, plain);
+                assert_eq!(narrow(Isa::detect(), &values, &mut out), Ok(shift));
                 assert_eq!(out, plain);
             }
         }
@@ -111,13 +125,13 @@ mod tests {
     #[test]
     fn halves_are_rounded_up_and_extremes_fit() {
         let mut out = [0; 5];
-        assert_eq!(narrow(&[1 << 30, 1, -1, 3, -3], &mut out), Ok(1));
+        assert_eq!(narrow(Isa::detect(), &[1 << 30, 1, -1, 3, -3], &mut out), Ok(1));
         assert_eq!(out, [1 << 29, 1, 0, 2, -1]);
-        assert_eq!(narrow(&[i64::MIN, i64::MAX, 0, 1 << 33, -1], &mut out), Ok(34));
+        assert_eq!(narrow(Isa::detect(), &[i64::MIN, i64::MAX, 0, 1 << 33, -1], &mut out), Ok(34));
         assert_eq!(out, [-(1 << 29), 1 << 29, 0, 1, 0]);
-        assert_eq!(narrow(&[1, -1, 0, 0, 1], &mut out), Ok(-29));
+        assert_eq!(narrow(Isa::detect(), &[1, -1, 0, 0, 1], &mut out), Ok(-29));
         assert_eq!(out, [1 << 29, -(1 << 29), 0, 0, 1 << 29]);
-        assert_eq!(narrow(&[0; 5], &mut out), Ok(-30));
-        assert_eq!(narrow(&[0; 4], &mut out), Err(ShapeError));
+        assert_eq!(narrow(Isa::detect(), &[0; 5], &mut out), Ok(-30));
+        assert_eq!(narrow(Isa::detect(), &[0; 4], &mut out), Err(ShapeError));
     }
 }

@@ -1,9 +1,12 @@
 //! RMS norm.
 
+use crate::isa::Isa;
 use crate::matrix::ShapeError;
 use crate::narrow::narrow;
 use crate::vector::Vector;
 use crate::word::high;
+#[cfg(target_arch = "aarch64")]
+use crate::words_sve;
 
 /// Writes `x * weight / sqrt(mean(x^2) + epsilon)` to `out` and answers its fraction bits.
 ///
@@ -12,6 +15,7 @@ use crate::word::high;
 /// # Errors
 /// [`ShapeError`] if `x`, `weight` and `out` are not of the same length.
 pub fn rms_norm(
+    isa: Isa,
     x: &[i64],
     frac: i32,
     weight: &Vector,
@@ -23,8 +27,8 @@ pub fn rms_norm(
         return Err(ShapeError);
     }
     // |x| <= 2^30 from here on: x = out * 2^-frac.
-    let frac = frac.saturating_sub(narrow(x, out)?);
-    let mean = (sum_of_squares(out) << 31) / out.len().max(1) as u128;
+    let frac = frac.saturating_sub(narrow(isa, x, out)?);
+    let mean = (u128::from(sum_of_squares(isa, out)) << 31) / out.len().max(1) as u128;
     // Epsilon, in units of 2^(-2 frac) as the mean, may be beyond all bounds.
     let epsilon = match frac.saturating_mul(2).saturating_sub(32) {
         up @ 0..96 => u128::from(epsilon) << up,
@@ -35,18 +39,25 @@ pub fn rms_norm(
     // Down to 62 bits, by an even shift.
     let half = (128 - sum.leading_zeros()).saturating_sub(61) / 2;
     let (root, h) = inverse_sqrt((sum >> (2 * half)) as u64);
-    multiply(out, weights, root);
+    multiply(isa, out, weights, root);
     // x has lost its own bits by the root's, and both products 31 each.
     Ok(weight.shift().clamp(-1000, 1000) + 61 - (h - half.cast_signed()) - 2 * 31)
 }
 
 /// Sum of the squares of words of at most 2^30, each divided by 2^31 and rounded.
-fn sum_of_squares(x: &[i32]) -> u128 {
+fn sum_of_squares(isa: Isa, x: &[i32]) -> u64 {
+    #[cfg(target_arch = "aarch64")]
+    if isa.scalable() {
+        // SAFETY: the creator of `isa` promised that the CPU has the instructions.
+        return unsafe { words_sve::sum_of_squares(x) };
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = isa;
     #[cfg(target_arch = "aarch64")]
     let (sum, x) = neon::sum_of_squares(x);
     #[cfg(not(target_arch = "aarch64"))]
     let sum = 0;
-    u128::from(sum + squares(x))
+    sum + squares(x)
 }
 
 /// The same. Each is at most 2^29.
@@ -54,8 +65,15 @@ fn squares(x: &[i32]) -> u64 {
     x.iter().map(|&x| u64::from(high(x, x).unsigned_abs())).sum()
 }
 
-/// x = x * weight * root.
-fn multiply(x: &mut [i32], weights: &[[u8; 4]], root: i32) {
+/// x = x * weight * root, of as many weights.
+fn multiply(isa: Isa, x: &mut [i32], weights: &[[u8; 4]], root: i32) {
+    #[cfg(target_arch = "aarch64")]
+    if isa.scalable() {
+        // SAFETY: the creator of `isa` promised that the CPU has the instructions; the lengths are the same.
+        return unsafe { words_sve::multiply(x, weights, root) };
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = isa;
     #[cfg(target_arch = "aarch64")]
     let (x, weights) = neon::multiply(x, weights, root);
     products(x, weights, root);
@@ -142,7 +160,7 @@ mod tests {
         let fixed: Vec<i64> = x.iter().map(|x| (x * 2f64.powi(FRAC)).round() as i64).collect();
         let mut out = std::vec![0; x.len()];
         let epsilon_32 = (epsilon * 2f64.powi(32)).round() as u32;
-        let frac = rms_norm(&fixed, FRAC, &weight, epsilon_32, &mut out).unwrap();
+        let frac = rms_norm(Isa::detect(), &fixed, FRAC, &weight, epsilon_32, &mut out).unwrap();
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let exact =
             x.iter().zip(&weights).map(|(x, &w)| x * f64::from(w) / 2f64.powi(28) / (mean + epsilon).sqrt());
@@ -179,16 +197,18 @@ mod tests {
                     let weight = Vector::new(length, &bytes).unwrap();
                     for (frac, epsilon) in [(FRAC, 0), (FRAC, u32::MAX), (i32::MIN, 1), (i32::MAX, 1)] {
                         let mut out = std::vec![0; length];
-                        rms_norm(&x, frac, &weight, epsilon, &mut out).unwrap();
+                        rms_norm(Isa::detect(), &x, frac, &weight, epsilon, &mut out).unwrap();
                         assert!(out.iter().all(|out| out.unsigned_abs() <= 1 << 30));
                     }
                     let mut words = std::vec![0; length];
-                    narrow(&x, &mut words).unwrap();
-                    assert_eq!(sum_of_squares(&words), u128::from(squares(&words)));
-                    let mut plain = words.clone();
-                    multiply(&mut words, weight.words(), i32::MAX);
-                    products(&mut plain, weight.words(), i32::MAX);
-                    assert_eq!(words, plain);
+                    narrow(Isa::detect(), &x, &mut words).unwrap();
+                    for isa in [Isa::BASELINE, Isa::detect()] {
+                        assert_eq!(sum_of_squares(isa, &words), squares(&words));
+                        let [mut out, mut plain] = [(); 2].map(|()| words.clone());
+                        multiply(isa, &mut out, weight.words(), i32::MAX);
+                        products(&mut plain, weight.words(), i32::MAX);
+                        assert_eq!(out, plain);
+                    }
                 }
             }
         }
@@ -198,9 +218,9 @@ mod tests {
     fn lengths_are_checked() {
         let bytes = vector(&[1; 4], 0);
         let weight = Vector::new(4, &bytes).unwrap();
-        assert_eq!(rms_norm(&[1; 4], FRAC, &weight, 1, &mut [0; 3]), Err(ShapeError));
-        assert_eq!(rms_norm(&[1; 3], FRAC, &weight, 1, &mut [0; 4]), Err(ShapeError));
-        assert_eq!(rms_norm(&[1; 5], FRAC, &weight, 1, &mut [0; 5]), Err(ShapeError));
+        assert_eq!(rms_norm(Isa::detect(), &[1; 4], FRAC, &weight, 1, &mut [0; 3]), Err(ShapeError));
+        assert_eq!(rms_norm(Isa::detect(), &[1; 3], FRAC, &weight, 1, &mut [0; 4]), Err(ShapeError));
+        assert_eq!(rms_norm(Isa::detect(), &[1; 5], FRAC, &weight, 1, &mut [0; 5]), Err(ShapeError));
     }
 
     #[test]

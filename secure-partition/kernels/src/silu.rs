@@ -6,30 +6,44 @@
 //!
 //! Everything is in words and done by SQRDMULH and the like: `neon` does the same with four at a time.
 
+use crate::isa::Isa;
 use crate::matrix::ShapeError;
 use crate::word::{high, largest, reciprocal, room, rounded, up};
+#[cfg(target_arch = "aarch64")]
+use crate::words_sve;
 
 /// Fraction bits of what goes in.
 pub const FRAC: i32 = 16;
 
 /// -log2(e), Q1.30.
-const LOG2_E: i32 = -1_549_082_005;
+pub(crate) const LOG2_E: i32 = -1_549_082_005;
 /// `2^(u/2)` of u in -1..1 as a polynomial, Q1.30, lowest term first. Off by less than 2^-18; 2^0 is just below 1, so that
 /// `1 + e` is below 2.
-const POWER: [i32; 5] = [(1 << 30) - 1, 372_118_218, 64_489_199, 7_503_633, 643_094];
+pub(crate) const POWER: [i32; 5] = [(1 << 30) - 1, 372_118_218, 64_489_199, 7_503_633, 643_094];
 /// What a gate is shifted left by for its exponent: Q5.26, saturated at 32, where nothing is left of `e`.
-const UP: u32 = 10;
+pub(crate) const UP: u32 = 10;
 /// Fraction bits of that exponent.
-const EXPONENT_FRAC: i32 = 25;
+pub(crate) const EXPONENT_FRAC: i32 = 25;
 
 /// Writes `silu(gate) * up` of numbers in Q15.16 to `out`, and answers its fraction bits, 0..=62. Magnitudes are at most 2^30.
 ///
 /// # Errors
 /// [`ShapeError`] if the three are not of the same length.
-pub fn silu(gate: &[i32], up: &[i32], out: &mut [i32]) -> Result<i32, ShapeError> {
+pub fn silu(isa: Isa, gate: &[i32], up: &[i32], out: &mut [i32]) -> Result<i32, ShapeError> {
     if gate.len() != out.len() || up.len() != out.len() {
         return Err(ShapeError);
     }
+    #[cfg(target_arch = "aarch64")]
+    if isa.scalable() {
+        // SAFETY: the creator of `isa` promised that the CPU has the instructions; the lengths are the same.
+        return unsafe {
+            let shifts = [gate, up].map(|words| room(words_sve::largest(words)));
+            words_sve::silu(gate, up, shifts, out);
+            Ok(frac(shifts))
+        };
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = isa;
     let shifts = [gate, up].map(|words| room(largest(words)));
     #[cfg(target_arch = "aarch64")]
     let (gate, up, out) = neon::multiply(gate, up, shifts, out);
@@ -134,8 +148,10 @@ mod tests {
 
     /// Twins, of any length.
     fn check(gate: &[i32], up: &[i32]) -> Vec<f64> {
-        let (mut out, mut plain) = (vec![7; gate.len()], vec![9; gate.len()]);
-        let frac = silu(gate, up, &mut out).unwrap();
+        let [mut out, mut own, mut plain] = [7, 8, 9].map(|fill| vec![fill; gate.len()]);
+        let frac = silu(Isa::BASELINE, gate, up, &mut out).unwrap();
+        assert_eq!(silu(Isa::detect(), gate, up, &mut own), Ok(frac));
+        assert_eq!(own, out);
         let shifts = [gate, up].map(|words| room(largest(words)));
         multiply(gate, up, shifts, &mut plain);
         assert_eq!((frac, &out), (super::frac(shifts), &plain));
@@ -180,8 +196,8 @@ mod tests {
 
     #[test]
     fn lengths_are_checked() {
-        assert_eq!(silu(&[1; 3], &[1; 4], &mut [0; 4]), Err(ShapeError));
-        assert_eq!(silu(&[1; 4], &[1; 5], &mut [0; 4]), Err(ShapeError));
-        assert_eq!(silu(&[1; 4], &[1; 4], &mut [0; 3]), Err(ShapeError));
+        assert_eq!(silu(Isa::detect(), &[1; 3], &[1; 4], &mut [0; 4]), Err(ShapeError));
+        assert_eq!(silu(Isa::detect(), &[1; 4], &[1; 5], &mut [0; 4]), Err(ShapeError));
+        assert_eq!(silu(Isa::detect(), &[1; 4], &[1; 4], &mut [0; 3]), Err(ShapeError));
     }
 }

@@ -223,7 +223,7 @@ impl<'m, 'w> Engine<'m, 'w> {
         for t in 0..tokens {
             self.attend(layer as usize, t);
             let workspace = &mut self.workspace;
-            let shift = narrow(&workspace.wide[..columns], &mut workspace.inputs[..columns])?;
+            let shift = narrow(self.isa, &workspace.wide[..columns], &mut workspace.inputs[..columns])?;
             self.put(&mut writer, columns, attention::OUT_FRAC - shift, Precision::Octets)?;
         }
         self.add_to_residual(&output, &writer.finish()?)
@@ -245,7 +245,7 @@ impl<'m, 'w> Engine<'m, 'w> {
             let workspace = &mut self.workspace;
             let gate = &workspace.gate[t * wide..][..wide];
             let up = &workspace.up[t * wide..][..wide];
-            let frac = silu(gate, up, &mut workspace.inputs[..wide])?;
+            let frac = silu(self.isa, gate, up, &mut workspace.inputs[..wide])?;
             self.put(&mut writer, wide, frac, Precision::Octets)?;
         }
         self.add_to_residual(&down, &writer.finish()?)
@@ -264,7 +264,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         let mut writer = buffers.writer(self.isa, tokens.len(), self.inputs(width))?;
         for t in tokens {
             let row = &self.workspace.residual[t * width..][..width];
-            let frac = rms_norm(row, RESIDUAL_FRAC, weight, epsilon, &mut self.workspace.inputs[..width])?;
+            let frac =
+                rms_norm(self.isa, row, RESIDUAL_FRAC, weight, epsilon, &mut self.workspace.inputs[..width])?;
             self.put(&mut writer, width, frac, precision)?;
         }
         Ok(writer.finish()?)
