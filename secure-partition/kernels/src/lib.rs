@@ -11,7 +11,7 @@
 //! | [`narrow`] | long words to words, for activations |
 //! | [`attention`] | its inner loops, and `attention_neon`, their twins |
 //! | `word` | what vector instructions do with a word, in plain Rust |
-//! | `words_sve` | those operations with scalable vectors |
+//! | `words_sve` | those operations, and what is done with sums, with scalable vectors |
 //! | `plain` | the kernels in plain Rust, the twin of all others |
 //! | `arm` | which kernel of an Arm CPU does what |
 //! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |

@@ -90,7 +90,7 @@ pub fn matmul(
         #[cfg(target_arch = "aarch64")]
         if rows == GROUP {
             let heads = &x.heads(first)[..sums.len()];
-            if crate::neon::finish(sums, head, heads, frac, out, at(first), weights.rows()) {
+            if crate::neon::finish(isa.kernel(), sums, head, heads, frac, out, at(first), weights.rows()) {
                 return;
             }
         }
@@ -113,7 +113,7 @@ pub fn matmul(
                 let (bytes, each) = (weights.bytes(first..end), weights.group_bytes());
                 let at = token * weights.rows() + first * GROUP;
                 if end * GROUP > weights.rows()
-                    || !crate::neon::finish_groups(sums, bytes, each, exponent, out, at)
+                    || !crate::neon::finish_groups(kernel, sums, bytes, each, exponent, out, at)
                 {
                     for ((index, group), sums) in (first..).zip(weights.groups_in(first..end)).zip(sums) {
                         report(index, group.head, token, core::slice::from_ref(sums));

@@ -7,9 +7,11 @@ use core::sync::atomic::{AtomicI32, AtomicI64};
 
 use crate::activations::{Activations, Run, Runs, Token, jump};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
+use crate::isa::Kernel;
 use crate::matmul::Output;
 use crate::matrix::Group;
 use crate::minima;
+use crate::words_sve;
 
 /// Groups of four columns of a block.
 pub(crate) const FOURS: usize = BLOCK / 4;
@@ -230,6 +232,7 @@ pub(crate) fn store(rows: &RowSums) -> [i64; GROUP] {
 /// whether it could. |sums| < 2^61.
 #[inline]
 pub(crate) fn finish(
+    kernel: Kernel,
     sums: &[[i64; GROUP]],
     head: &[u8; GROUP_HEAD],
     heads: &[Token],
@@ -265,6 +268,11 @@ pub(crate) fn finish(
             vmovl_high_s32(shifts[1]),
         ]
     };
+    if kernel == Kernel::Sve64 {
+        // SAFETY: such a kernel is only there where the CPU has vectors of 64 bytes.
+        unsafe { words_sve::finish(sums, head, heads, frac, out, at, stride) };
+        return true;
+    }
     let scaled = |sums: &[i64; GROUP], exponent: i32| {
         let mut rows = no_rows();
         // SAFETY: NEON is there; the loads are of 8 sums.
@@ -304,6 +312,7 @@ pub(crate) fn finish(
 /// it put is of no use. `groups` are their bytes, `each` a group. |sums| < 2^61.
 #[inline]
 pub(crate) fn finish_groups(
+    kernel: Kernel,
     sums: &[[i64; GROUP]],
     groups: &[u8],
     each: usize,
@@ -311,6 +320,10 @@ pub(crate) fn finish_groups(
     out: Output,
     at: usize,
 ) -> bool {
+    if kernel == Kernel::Sve64 {
+        // SAFETY: such a kernel is only there where the CPU has vectors of 64 bytes.
+        return unsafe { words_sve::finish_groups(sums, groups, each, exponent, out, at) };
+    }
     // SAFETY: every AArch64 target of this crate has NEON.
     let (exponent, one, mut largest) = unsafe { (vdupq_n_s32(exponent), vdupq_n_s32(1), vdupq_n_u32(0)) };
     let mut scaled = |sums: &[i64; GROUP], group: &[u8]| {

@@ -1,11 +1,14 @@
 //! A layer's operations on single values, with scalable vectors of any length and `FEAT_SVE2`: twins of those in
-//! [`crate::silu`], [`crate::norm`] and [`crate::narrow`].
+//! [`crate::silu`], [`crate::norm`] and [`crate::narrow`]; and, with vectors of 64 bytes or more, what is done with sums of products.
 //!
 //! A loop is one `asm!` block, as the compiler has no scalable types. Its predicate keeps loads and stores inside the slices,
 //! and lanes beyond them are zeros.
 
 use core::arch::asm;
 
+use crate::activations::Token;
+use crate::format::{GROUP, GROUP_HEAD};
+use crate::matmul::Output;
 use crate::silu::{EXPONENT_FRAC, LOG2_E, POWER, UP};
 
 /// A loop over elements of a size: what comes before it, in it, and behind it. `p0` is all lanes, `p1` those of the step.
@@ -157,4 +160,120 @@ pub(crate) unsafe fn round(values: &[i64], shift: i32, out: &mut [i32]) {
             values = in(reg) values.as_ptr(), out = in(reg) out.as_mut_ptr(), left = in(reg) -i64::from(shift),
         );
     }
+}
+
+/// What puts 8 scaled sums to an [`Output`].
+macro_rules! put {
+    (Store) => {
+        "sqxtnb z0.s, z0.d\nst1w {{z0.d}}, p0, [{to}]\nadd {to}, {to}, {stride}, lsl #2"
+    };
+    (Add) => {
+        concat!(
+            "ld1d {{z3.d}}, p0/z, [{from}]\nsqadd z0.d, z0.d, z3.d\nst1d {{z0.d}}, p0, [{to}]\n",
+            "add {from}, {from}, {stride}, lsl #3\nadd {to}, {to}, {stride}, lsl #3"
+        )
+    };
+}
+
+/// Twin of [`crate::neon::finish`], of sums whose shifts were checked.
+///
+/// # Safety
+/// The CPU has SVE2 with vectors of 64 bytes or more.
+pub(crate) unsafe fn finish(
+    sums: &[[i64; GROUP]],
+    head: &[u8; GROUP_HEAD],
+    heads: &[Token],
+    frac: i32,
+    out: Output,
+    at: usize,
+    stride: usize,
+) {
+    let count = sums.len().min(heads.len());
+    if count == 0 {
+        return;
+    }
+    let end = at + (count - 1) * stride + GROUP;
+    macro_rules! run {
+        ($put:ident, $($to:tt)*) => {
+            asm!(
+                ".arch_extension sve", ".arch_extension sve2",
+                "ptrue p0.d, vl8", "ld1sw {{z1.d}}, p0/z, [{head}]", "mov z2.d, {frac}", "sub z1.d, z2.d, z1.d",
+                "2:",
+                "ld1rsw {{z2.d}}, p0/z, [{heads}]", "add {heads}, {heads}, #8",
+                "ld1d {{z0.d}}, p0/z, [{sums}]", "add {sums}, {sums}, #64",
+                "sub z2.d, z1.d, z2.d", "srshl z0.d, p0/m, z0.d, z2.d",
+                put!($put),
+                "subs {count}, {count}, #1", "b.ne 2b",
+                ".arch_extension nosve2", ".arch_extension nosve",
+                head = in(reg) head.as_ptr(), frac = in(reg) i64::from(frac),
+                heads = inout(reg) heads.as_ptr() => _, sums = inout(reg) sums.as_ptr() => _,
+                count = inout(reg) count => _, stride = in(reg) stride, $($to)*
+                out("p0") _, out("v0") _, out("v1") _, out("v2") _, out("v3") _, options(nostack)
+            )
+        };
+    }
+    // SAFETY: as many sums and heads are there, and 8 elements at each place up to `end`; the caller promises the instructions.
+    unsafe {
+        match out {
+            Output::Store(out) => run!(Store, to = inout(reg) out[..end][at..].as_ptr() => _,),
+            Output::Add { before, after } => run!(
+                Add,
+                from = inout(reg) before[..end][at..].as_ptr() => _, to = inout(reg) after[..end][at..].as_ptr() => _,
+            ),
+        }
+    }
+}
+
+/// Twin of [`crate::neon::finish_groups`].
+///
+/// # Safety
+/// The CPU has SVE2 with vectors of 64 bytes or more.
+pub(crate) unsafe fn finish_groups(
+    sums: &[[i64; GROUP]],
+    groups: &[u8],
+    each: usize,
+    exponent: i32,
+    out: Output,
+    at: usize,
+) -> bool {
+    assert!(each >= GROUP_HEAD && groups.len() / each >= sums.len(), "a group for each sums");
+    if sums.is_empty() {
+        return true;
+    }
+    let end = at + sums.len() * GROUP;
+    let largest: u64;
+    macro_rules! run {
+        ($put:ident, $($to:tt)*) => {
+            asm!(
+                ".arch_extension sve", ".arch_extension sve2",
+                "ptrue p0.d, vl8", "mov z1.d, {left}", "mov z4.d, #0",
+                "2:",
+                "ld1sw {{z2.d}}, p0/z, [{groups}]", "add {groups}, {groups}, {each}",
+                "ld1d {{z0.d}}, p0/z, [{sums}]", "add {sums}, {sums}, #64",
+                "sub z2.d, z1.d, z2.d", "srshl z0.d, p0/m, z0.d, z2.d",
+                // The right shift less 1.
+                "not z2.d, p0/m, z2.d", "umax z4.d, p0/m, z4.d, z2.d",
+                put!($put),
+                "subs {count}, {count}, #1", "b.ne 2b",
+                "umaxv d4, p0, z4.d", "fmov {largest}, d4",
+                ".arch_extension nosve2", ".arch_extension nosve",
+                left = in(reg) -i64::from(exponent), groups = inout(reg) groups.as_ptr() => _, each = in(reg) each,
+                sums = inout(reg) sums.as_ptr() => _, count = inout(reg) sums.len() => _, stride = in(reg) GROUP,
+                largest = out(reg) largest, $($to)*
+                out("p0") _, out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, options(nostack)
+            )
+        };
+    }
+    // SAFETY: as many sums and groups are there, and 8 elements for each from `at` to `end`; the caller promises the instructions.
+    unsafe {
+        match out {
+            Output::Store(out) => run!(Store, to = inout(reg) out[at..end].as_ptr() => _,),
+            Output::Add { before, after } => run!(
+                Add,
+                from = inout(reg) before[at..end].as_ptr() => _, to = inout(reg) after[at..end].as_ptr() => _,
+            ),
+        }
+    }
+    // The common case: every shift is to the right and by less than the sums' length.
+    largest < 62
 }
