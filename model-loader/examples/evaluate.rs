@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn logits(model: Model, context: usize) -> Result<(), Box<dyn Error>> {
     let params = model.manifest().params();
-    let mut memory = Memory::zeroed(workspace_bytes(params, context));
+    let mut memory = Memory::zeroed(workspace_bytes(model.manifest(), context));
     let mut scratch = vec![0; AT_ONCE * params.vocab as usize];
     let mut engine = Engine::new(model, memory.bytes_mut(), context, Isa::detect())?;
     let mut out = stdout().lock();

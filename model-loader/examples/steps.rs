@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = container.model(&segments)?;
     let tokens = tokenize(model.manifest(), &std::fs::read_to_string(text)?, false, false)?;
     let batch = tokens.get(..BATCH).ok_or("the text has fewer than 128 tokens")?;
-    let mut memory = Memory::zeroed(workspace_bytes(model.manifest().params(), CONTEXT));
+    let mut memory = Memory::zeroed(workspace_bytes(model.manifest(), CONTEXT));
     let workspace = memory.bytes().len();
     let mut engine = Engine::new(model, memory.bytes_mut(), CONTEXT, Isa::detect())?;
 

@@ -78,9 +78,8 @@ pub fn run(container: &Container, request: &Request, mut each: impl FnMut(&[u8])
     let segments = container.segments();
     let model = container.model(&segments)?;
     let prompt_ids = tokenize(model.manifest(), &request.prompt, true, false)?;
-    let params = *model.manifest().params();
-    let context = request.context.min(params.context as usize);
-    let mut memory = Memory::zeroed(memory_bytes(&params, context));
+    let context = request.context.min(model.manifest().params().context as usize);
+    let mut memory = Memory::zeroed(memory_bytes(model.manifest(), context));
     let isa = if request.plain { Isa::PLAIN } else { Isa::detect() };
     let mut generator = Generator::new(model, memory.bytes_mut(), context, isa)?;
     generator.begin(&request.prompt, request.settings)?;

@@ -145,7 +145,7 @@ impl<B: Borrow> Session<B> {
         let place =
             place.or_else(|| desk.places.iter().position(|place| place.is_free())).ok_or(Status::Busy)?;
         desk.places[place].join(id, header.segment_count());
-        let workspace_bytes = flexserve_llm::generator::memory_bytes(params, context);
+        let workspace_bytes = flexserve_llm::generator::memory_bytes(&manifest, context);
         self.model = Some(Membership { place, context, workspace_bytes });
         Ok(())
     }

@@ -1,177 +1,385 @@
-//! The inner loops of attention of one query head over the positions of a key-value head.
+//! Attention of one query head over the positions of a key-value head, by dot products of octets.
 //!
 //! | what | numbers |
 //! |---|---|
-//! | mantissas of queries and keys | at most [`KEY_MAX`]: 16383^2 * 8 < 2^31 |
-//! | mantissas of values | at most [`VALUE_MAX`] |
-//! | scores | Q15.16, within +-2^13, so that differences fit |
-//! | softmax weights | Q2.30; for the mixture at most `WEIGHT_MAX` under one exponent: 32767 * 8191 * 8 < 2^31 |
+//! | keys and values | octets under one scale for each position, see [`crate::cache`]: upper octets at most 127, lower ones 64 |
+//! | query, weights of the mixture | at most `WORD_MAX` under one exponent, as 256 * upper octet + lower one; a weight is not negative |
+//! | scores | Q15.16, saturated, not below `SCORE_MIN` |
+//! | softmax weights | Q2.30 |
 //!
-//! Each has a twin for Armv8.0-A that gives the same bits.
+//! Nothing overflows:
+//!
+//! | sum | bound |
+//! |---|---|
+//! | query * key, i32 | [`HEAD_DIM_MAX`] * 127 * 32639 < 2^30, as much as a 128th of it by lower octets |
+//! | octets of weights * values, i32 | [`CONTEXT_MAX`] * 128 * 127 < 2^31 |
+//! | weights * values, i32 | the weights' sum is at most 2^24, and 2^16 by rounding; (2^24 + 2^16) * (127 + 64 / 128) < 2^31 |
+//! | softmax weights, i64 | 2^17 * 2^30 |
+//!
+//! The loops, `attention_plain`, have a twin for Arm's vectors that gives the same bits, `attention_neon`.
 
-use crate::matmul::scale;
-
-/// Largest magnitude of a mantissa of queries and keys.
-pub const KEY_MAX: i32 = (1 << 14) - 1;
-/// Largest magnitude of a mantissa of values.
-pub const VALUE_MAX: i32 = (1 << 13) - 1;
-/// Largest weight of a mixture.
-const WEIGHT_MAX: i32 = (1 << 15) - 1;
-/// Products of queries and keys that are summed in i32 before they are added up in i64.
-const CHUNK: usize = 8;
-/// Positions whose weighted values are summed in i32.
-pub(crate) const POSITIONS: usize = 8;
-/// Dimensions that [`mix`] takes at once.
-pub const DIMENSIONS: usize = 32;
-/// Largest magnitude of a score.
-pub(crate) const LIMIT: i64 = 1 << 29;
-
-/// [`EXP2_64`], as a vector's table.
 #[cfg(target_arch = "aarch64")]
-pub(crate) static EXP2: [i32; 16] = {
-    let mut table = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        table[i] = EXP2_64[i] as i32;
-        i += 1;
-    }
-    table
-};
-/// 2^(i / 16), Q2.30.
-const EXP2_64: [i64; 16] = [
-    1_073_741_824,
-    1_121_280_436,
-    1_170_923_762,
-    1_222_764_986,
-    1_276_901_417,
-    1_333_434_672,
-    1_392_470_869,
-    1_454_120_821,
-    1_518_500_250,
-    1_585_730_000,
-    1_655_936_265,
-    1_729_250_827,
-    1_805_811_301,
-    1_885_761_398,
-    1_969_251_188,
-    2_056_437_387,
-];
-/// ln 2, Q0.30.
-pub(crate) const LN_2: i64 = 744_261_118;
+use crate::attention_neon::{Dot, Long, Vectors};
+use crate::attention_plain::Plain;
+use crate::cache::{CHUNK, Layout, POSITIONS, Rows, exponent, magnitude, turned};
+use crate::isa::Isa;
+#[cfg(target_arch = "aarch64")]
+use crate::isa::Kernel;
+use crate::matrix::ShapeError;
+
+/// Most dimensions of a head.
+pub const HEAD_DIM_MAX: usize = 256;
+/// Most positions of a cache.
+pub const CONTEXT_MAX: usize = 1 << 17;
+/// Fraction bits of [`attend`]'s result.
+pub const OUT_FRAC: i32 = 40;
+/// log2 e, Q1.60.
+pub const LOG2_E: u64 = 1_663_314_137_230_540_311;
 /// 1, Q2.30.
 pub const ONE: i64 = 1 << 30;
+
+/// Columns of the longest query.
+pub(crate) const COLS_MAX: usize = 2 * HEAD_DIM_MAX;
+/// Columns that are mixed at once.
+pub(crate) const STRIP: usize = 32;
+/// Weights that are narrowed at once.
+const WEIGHTS: usize = 16;
+/// Largest magnitude that a query or a weight is rounded to: its octets are at most 127, and at least -128.
+#[cfg(test)]
+pub(crate) const WORD_MAX: i32 = 127 * 256 + 127;
+/// Smallest score: twice as much still fits.
+pub(crate) const SCORE_MIN: i32 = -1 << 30;
+
+/// `(2^t - 1) / t` of t in 0..1, from the highest power of t on, Q2.30: relative error of 2^t below 2^-23.
+pub(crate) const EXP2: [i32; 5] = [2_004_816, 9_681_962, 59_914_701, 257_874_615, 744_265_554];
+
+/// `(a * b) / 2^31`, rounded: the instruction SQRDMULH, where not both are -2^31.
+#[must_use]
+#[inline(always)]
+pub(crate) const fn product(a: i32, b: i32) -> i32 {
+    ((a as i64 * b as i64 + (1 << 30)) >> 31) as i32
+}
 
 /// `2^x` of x <= 0 in Q15.16, as Q2.30. Relative error below 2^-21, absolute below 2^-30 + that.
 #[must_use]
 #[inline]
 pub const fn exp2(x: i32) -> i64 {
-    let (whole, fraction) = (x >> 16, (x & 0xffff) as i64);
+    let (whole, t) = (x >> 16, (x & 0xffff) << 15);
     if whole < -31 {
         return 0;
     }
-    // 2^(index / 16) * e^y, y = ln 2 * (fraction below a sixteenth), by three terms: y^4 / 24 < 2^-22.
-    let y = ((fraction & 0xfff) * LN_2) >> 16;
-    let y2 = (y * y) >> 30;
-    let y3 = (y2 * y) >> 30;
-    let rest = ONE + y + (y2 >> 1) + y3 / 6;
-    let mantissa = (EXP2_64[(fraction >> 12) as usize] * rest) >> 30;
+    let mut sum = EXP2[0];
+    let mut i = 1;
+    while i < EXP2.len() {
+        sum = EXP2[i] + product(sum, t);
+        i += 1;
+    }
+    let mantissa = ONE + product(sum, t) as i64;
     mantissa >> if whole < 0 { -whole } else { 0 }
 }
 
-/// Writes query . key * 2^-(`shift` + exponent) of every position to `scores`, Q15.16, and answers the largest.
-///
-/// `keys` are (positions, `query.len()`), `exponents` (positions).
-pub fn score(query: &[i16], keys: &[i16], exponents: &[i16], shift: i32, scores: &mut [i32]) -> i32 {
-    let mut largest = i32::MIN;
-    let keys = keys.chunks_exact(query.len());
-    for ((score, key), &exponent) in scores.iter_mut().zip(keys).zip(exponents) {
-        #[cfg(target_arch = "aarch64")]
-        let sum = crate::attention_neon::dot(query, key).unwrap_or_else(|| dot(query, key));
-        #[cfg(not(target_arch = "aarch64"))]
-        let sum = dot(query, key);
-        *score = scale(sum, shift + i32::from(exponent)).clamp(-LIMIT, LIMIT) as i32;
-        largest = largest.max(*score);
-    }
-    largest
+/// The loops, each of which has a twin.
+pub(crate) trait Loops {
+    /// Rounds `values * 2^-shift` to two octets each, 256 * `high` + `low`. They are not above `WORD_MAX`.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; `high` and `low` are as long as `values`.
+    unsafe fn narrow(values: &[i32], shift: i32, high: &mut [i8], low: &mut [i8]);
+
+    /// Writes query . key of as many positions as there are scores, whole groups of [`POSITIONS`]. Answers the largest of the first
+    /// `positions`, which end in the last group; those behind them are -2^31.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; there are as many scales as scores, and octets of as many positions.
+    unsafe fn score(query: &Query, keys: &Rows, positions: usize, scores: &mut [i32]) -> i32;
+
+    /// Turns scores into softmax weights times scales, of 2^(`top` - 30).
+    ///
+    /// # Safety
+    /// The CPU has the instructions; there are as many scales as scores, whole groups.
+    unsafe fn soften(scores: &mut [i32], largest: i32, scales: &[i32], top: i32) -> Softened;
+
+    /// Sums of the weighted octets of `N` columns from `first` on; weights are upper and lower octets.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; there are octets of (`cols`) for as many positions as weights, whole groups; `N` is a multiple
+    /// of [`CHUNK`].
+    unsafe fn mix<const N: usize>(weights: [&[i8]; 2], values: &[i8], cols: usize, first: usize) -> [i32; N];
+
+    /// Writes [`product`]s of sums and a factor, times 2^shift.
+    ///
+    /// # Safety
+    /// The CPU has the instructions; there are not fewer sums than results.
+    unsafe fn finish(sums: &[i32], mean: (i32, i32), out: &mut [i64]);
 }
 
-/// Dot product of mantissas.
-#[inline]
-pub(crate) fn dot(a: &[i16], b: &[i16]) -> i64 {
-    let short =
-        |a: &[i16], b: &[i16]| a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum::<i32>();
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<CHUNK>(), b.as_chunks::<CHUNK>());
-    a.iter().zip(b).map(|(a, b)| i64::from(short(a, b))).sum::<i64>() + i64::from(short(a_rest, b_rest))
+/// What [`Loops::soften`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Softened {
+    /// Of the softmax weights, Q.30.
+    pub sum: i64,
+    /// Of the weights of the mixture.
+    pub weights: i64,
+    /// The largest weight of the mixture.
+    pub largest: i32,
 }
 
-/// Turns scores into 2^(score - largest score), Q2.30, and answers their sum.
-pub fn soften(scores: &mut [i32], largest: i32) -> i64 {
-    #[cfg(target_arch = "aarch64")]
-    let (sum, scores) = crate::attention_neon::soften(scores, largest);
-    #[cfg(not(target_arch = "aarch64"))]
-    let sum = 0;
-    sum + soften_plain(scores, largest)
+/// A query head in octets.
+#[derive(Debug)]
+pub(crate) struct Query {
+    pub high: [i8; COLS_MAX],
+    pub low: [i8; COLS_MAX],
+    /// Columns.
+    pub cols: usize,
+    /// A unit is 2^`exponent` of Q15.16.
+    pub exponent: i32,
 }
 
-pub(crate) fn soften_plain(scores: &mut [i32], largest: i32) -> i64 {
-    let mut sum = 0;
-    for score in scores {
-        *score = exp2(*score - largest) as i32;
-        sum += i64::from(*score);
-    }
-    sum
-}
-
-/// Folds the values' exponents into the softmax weights: `weights[j] * 2^(top - 15)` is `scores[j] * 2^-exponent[j]`,
-/// `top` is answered, and the largest weight is 2^14 or more.
-pub fn spread(exponents: &[i16], scores: &[i32], weights: &mut [i16]) -> i32 {
-    let places = |score: i32, exponent: i16| 32 - score.leading_zeros().cast_signed() - i32::from(exponent);
-    let top = scores.iter().zip(exponents).fold(i32::MIN, |top, (&score, &exponent)| {
-        top.max(if score == 0 { i32::MIN } else { places(score, exponent) })
-    });
-    let top = if top == i32::MIN { 0 } else { top };
-    for ((weight, &score), &exponent) in weights.iter_mut().zip(scores).zip(exponents) {
-        *weight = weight_of(score, (top - 15) + i32::from(exponent));
-    }
-    top
-}
-
-/// `score * 2^-shift`, rounded to nearest, at most [`WEIGHT_MAX`]. `score` is not negative and, if `shift` is, has at most
-/// `15 + shift` digits. Without branches, so that a loop becomes vector instructions.
-fn weight_of(score: i32, shift: i32) -> i16 {
-    let up = score << (-shift).clamp(0, 15);
-    let down = ((score >> (shift - 1).clamp(0, 31)) + 1) >> 1;
-    let weight = if shift > 0 { down } else { up };
-    weight.min(WEIGHT_MAX) as i16
-}
-
-/// Sums of the weighted values of [`DIMENSIONS`] dimensions from `first` on. `values` are (positions, `head_dim`).
-///
-/// # Panics
-/// If a head has fewer dimensions.
-#[must_use]
-pub fn mix(weights: &[i16], values: &[i16], head_dim: usize, first: usize) -> [i64; DIMENSIONS] {
-    assert!(first + DIMENSIONS <= head_dim, "dimensions of the head");
-    #[cfg(target_arch = "aarch64")]
-    return crate::attention_neon::mix(weights, values, head_dim, first);
-    #[cfg(not(target_arch = "aarch64"))]
-    mix_plain(weights, values, head_dim, first)
-}
-
-/// [`mix`] of any number of dimensions, in plain Rust.
-pub fn mix_plain<const N: usize>(weights: &[i16], values: &[i16], head_dim: usize, first: usize) -> [i64; N] {
-    let mut sums = [0_i64; N];
-    for (weights, values) in weights.chunks(POSITIONS).zip(values.chunks(POSITIONS * head_dim)) {
-        let mut partial = [0_i32; N];
-        for (&weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
-            let values: &[i16; N] = values[first..].first_chunk().expect("dimensions of the head");
-            for (sum, &value) in partial.iter_mut().zip(values) {
-                *sum += i32::from(weight) * i32::from(value);
+impl Query {
+    /// Of what [`turned`] answers.
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `L`; there are as many numbers as dimensions.
+    unsafe fn new<L: Loops>(layout: &Layout, (numbers, exponent): (&[i32], i32)) -> Self {
+        let shift = word_shift(magnitude(numbers));
+        let (cols, exponent) = (layout.cols(), exponent + shift);
+        let mut query = Self { high: [0; COLS_MAX], low: [0; COLS_MAX], cols, exponent };
+        let dims = ..numbers.len();
+        // SAFETY: the caller's promise.
+        unsafe { L::narrow(numbers, shift, &mut query.high[dims], &mut query.low[dims]) };
+        if let Some(lower) = layout.lower() {
+            // What lower octets are multiplied with is a 128th.
+            for col in 0..numbers.len() {
+                let word = 256 * i32::from(query.high[col]) + i32::from(query.low[col]);
+                let word = (word + 64) >> 7;
+                query.high[lower + col] = ((word + 128) >> 8) as i8;
+                query.low[lower + col] = word as i8;
             }
         }
-        for (sum, partial) in sums.iter_mut().zip(partial) {
-            *sum += i64::from(partial);
+        query
+    }
+}
+
+/// The shift that makes numbers of a magnitude at most `WORD_MAX`, and the largest more than 16256.
+const fn word_shift(magnitude: u32) -> i32 {
+    // What is below 2^15 with a 128th of it is at most 32515, rounded.
+    17 - (magnitude + (magnitude >> 7)).leading_zeros().cast_signed()
+}
+
+/// Keys and values of one key-value head.
+#[derive(Clone, Copy, Debug)]
+pub struct Cache<'a> {
+    /// Written by [`Layout::put_key`].
+    pub keys: Rows<'a>,
+    /// Written by [`Layout::put_value`].
+    pub values: Rows<'a>,
+}
+
+/// Room for what [`attend`] computes in between.
+#[derive(Debug)]
+pub struct Scratch<'a> {
+    /// [`Scratch::needed`]
+    pub scores: &'a mut [i32],
+    /// [`Scratch::needed`], twice
+    pub weights: &'a mut [i8],
+}
+
+impl Scratch<'_> {
+    /// Elements for so many positions.
+    #[must_use]
+    pub const fn needed(positions: usize) -> usize {
+        positions.next_multiple_of(WEIGHTS)
+    }
+}
+
+/// Attends to the first `positions` of a cache with a query in Q15.16, and writes the weighted mean of the values to `out`, in
+/// Q.40. Both are (`head_dim`).
+///
+/// # Errors
+/// [`ShapeError`] if `query` or `out` does not have the layout's dimensions, if the cache or the scratch is too short for so many
+/// positions, or if they are none, or more than [`CONTEXT_MAX`].
+pub fn attend(
+    isa: Isa,
+    layout: &Layout,
+    query: &[i32],
+    cache: &Cache,
+    positions: usize,
+    scratch: Scratch,
+    out: &mut [i64],
+) -> Result<(), ShapeError> {
+    let dims = layout.head_dim();
+    if query.len() != dims || out.len() != dims || positions == 0 || positions > CONTEXT_MAX {
+        return Err(ShapeError);
+    }
+    let (needed, mut room) = (Scratch::needed(positions), [0; HEAD_DIM_MAX]);
+    let head = Head {
+        layout,
+        query: turned(query, &mut room)?,
+        keys: cache.keys.first(layout, positions)?,
+        values: cache.values.first(layout, positions)?,
+        positions,
+    };
+    let scores = scratch.scores.get_mut(..needed).ok_or(ShapeError)?;
+    let weights = scratch.weights.get_mut(..2 * needed).ok_or(ShapeError)?;
+    // SAFETY: `isa` promises the instructions, and lengths are those of so many positions.
+    unsafe {
+        #[cfg(target_arch = "aarch64")]
+        match isa.kernel() {
+            Kernel::Plain | Kernel::Sse2 => head.attend::<Plain>(scores, weights, out),
+            Kernel::Neon => head.attend::<Vectors<Long>>(scores, weights, out),
+            _ => head.attend::<Vectors<Dot>>(scores, weights, out),
+        }
+        #[cfg(not(target_arch = "aarch64"))]
+        {
+            let _ = isa;
+            head.attend::<Plain>(scores, weights, out);
         }
     }
-    sums
+    Ok(())
+}
+
+/// What a query attends to: whole groups of positions, of which the last may have some to spare.
+struct Head<'a> {
+    layout: &'a Layout,
+    /// [`turned`]
+    query: (&'a [i32], i32),
+    keys: Rows<'a>,
+    values: Rows<'a>,
+    positions: usize,
+}
+
+impl Head<'_> {
+    /// # Safety
+    /// The CPU has the instructions of `L`. `out` has the layout's dimensions, and there are as many scores, and twice as many
+    /// weights, as [`Scratch::needed`].
+    unsafe fn attend<L: Loops>(&self, scores: &mut [i32], weights: &mut [i8], out: &mut [i64]) {
+        let groups = self.positions.next_multiple_of(POSITIONS);
+        let (scored, rest) = scores.split_at_mut(groups);
+        let (high, low) = weights.split_at_mut(scored.len() + rest.len());
+        let top = self.values.scales[..self.positions]
+            .iter()
+            .fold(i32::MIN, |top, &scale| top.max(exponent(scale)));
+        // SAFETY: the caller's promise; `Rows::first` has scales and octets of whole groups.
+        let (softened, shift) = unsafe {
+            let query = Query::new::<L>(self.layout, self.query);
+            let largest = L::score(&query, &self.keys, self.positions, scored);
+            let softened = L::soften(scored, largest, self.values.scales, top);
+            rest.fill(0);
+            let shift = softened.shift();
+            L::narrow(scores, shift, high, low);
+            (softened, shift)
+        };
+        let mixture = Mixture {
+            layout: self.layout,
+            weights: [&high[..groups], &low[..groups]],
+            values: self.values.octets,
+            mean: softened.mean(shift + top),
+        };
+        let (strips, rest) = out.as_chunks_mut::<STRIP>();
+        let whole = strips.len() * STRIP;
+        // SAFETY: the caller's promise; columns are filled up to whole chunks.
+        unsafe {
+            for (i, out) in strips.iter_mut().enumerate() {
+                mixture.write::<L, STRIP>(i * STRIP, out);
+            }
+            for (i, out) in rest.chunks_mut(CHUNK).enumerate() {
+                mixture.write::<L, CHUNK>(whole + i * CHUNK, out);
+            }
+        }
+    }
+}
+
+impl Softened {
+    /// The shift that makes the largest weight at most `WORD_MAX`, and their sum at most 2^24.
+    fn shift(&self) -> i32 {
+        let sum = 40 - self.weights.leading_zeros().cast_signed();
+        word_shift(self.largest.cast_unsigned()).max(sum).max(0)
+    }
+
+    /// What sums of weights of 2^(`exponent` - 30) are multiplied with and shifted left by, for the mean in Q.[`OUT_FRAC`].
+    const fn mean(&self, exponent: i32) -> (i32, i32) {
+        // The largest score's weight is 2^30: the sum has 31 to 48 bits, of which 31 count.
+        let bits = 64 - self.sum.leading_zeros().cast_signed();
+        let reciprocal = (1 << 61) / (self.sum >> (bits - 31));
+        let reciprocal = if reciprocal > i32::MAX as i64 { i32::MAX } else { reciprocal as i32 };
+        (reciprocal, exponent + OUT_FRAC + 1 - bits)
+    }
+}
+
+/// Weights, and what they are the weights of.
+struct Mixture<'a> {
+    layout: &'a Layout,
+    weights: [&'a [i8]; 2],
+    values: &'a [i8],
+    /// [`Softened::mean`]
+    mean: (i32, i32),
+}
+
+impl Mixture<'_> {
+    /// Writes the means of `N` dimensions from `first` on, or of fewer.
+    ///
+    /// # Safety
+    /// Those of [`Loops::mix`].
+    #[inline(always)]
+    unsafe fn write<L: Loops, const N: usize>(&self, first: usize, out: &mut [i64]) {
+        let cols = self.layout.cols();
+        // SAFETY: the caller's promise.
+        let mut sums = unsafe { L::mix::<N>(self.weights, self.values, cols, first) };
+        if let Some(lower) = self.layout.lower() {
+            // SAFETY: the same.
+            let lower = unsafe { L::mix::<N>(self.weights, self.values, cols, lower + first) };
+            sums.iter_mut().zip(lower).for_each(|(sum, lower)| *sum += (lower + 64) >> 7);
+        }
+        // A mean is at most the largest value, and rounded weights are at most 5 times as much together: < 2^60.
+        // SAFETY: the same.
+        unsafe { L::finish(&sums, self.mean, out) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_keep_their_limit_and_their_bits() {
+        for bit in 0..32 {
+            // No i32 has a larger one than 2^31.
+            let magnitudes =
+                (0..129).map(|i| (1_u64 << bit) + (i << bit) / 129).filter(|&all| all <= 1 << 31);
+            for magnitude in magnitudes.map(|magnitude| magnitude as u32) {
+                let shift = word_shift(magnitude);
+                let word = f64::from(magnitude) * 2f64.powi(-shift);
+                assert!(word.round() <= f64::from(WORD_MAX), "{magnitude}");
+                assert!(word > 16256.0, "{magnitude}");
+            }
+        }
+    }
+
+    #[test]
+    fn weights_and_their_sum_keep_their_limits() {
+        for positions in [1, 2, 513, 1025, CONTEXT_MAX as i64] {
+            for weight in [0, 1, 32_639, 32_640, 1 << 29, (1 << 30) - 1, 1 << 30] {
+                let weights = positions * i64::from(weight);
+                let softened = Softened { sum: positions << 30, weights, largest: weight };
+                let shift = softened.shift();
+                let rounded = (i64::from(weight) + (1 << shift >> 1)) >> shift;
+                assert!(rounded <= WORD_MAX.into() && rounded * positions <= (1 << 24) + (1 << 16));
+                assert!(shift == 0 || 2 * rounded > WORD_MAX.into() || rounded * positions >= 1 << 23);
+                let (factor, up) = softened.mean(0);
+                let mean = f64::from(factor) * 2f64.powi(up - 31);
+                assert!(
+                    (mean * positions as f64 * 2f64.powi(30 - OUT_FRAC) - 1.0).abs() < 1e-9,
+                    "{positions}: {mean}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn exponents_of_2_meet_at_whole_numbers() {
+        for x in (-32 << 16..0).step_by(1 << 16) {
+            assert!(exp2(x - 1) <= exp2(x) && exp2(x) <= exp2(x + 1).min(ONE));
+            assert_eq!(exp2(x), if x < -31 << 16 { 0 } else { ONE >> -(x >> 16) });
+        }
+    }
 }

@@ -9,7 +9,8 @@
 //! | [`matmul`] | the product, on whatever instructions there are |
 //! | [`norm`], [`rope`], [`silu`] | a layer's other operations: RMS norm, rotations, the gate |
 //! | [`narrow`] | long words to words, for activations |
-//! | [`attention`] | its inner loops, and `attention_neon`, their twins |
+//! | [`cache`] | keys and values of a head in octets |
+//! | [`attention`] | of a query head to them; `attention_plain` its loops, and `attention_neon` their twins |
 //! | `word` | what vector instructions do with a word, in plain Rust |
 //! | `words_sve` | those operations, and what is done with sums, with scalable vectors |
 //! | `plain` | the kernels in plain Rust, the twin of all others |
@@ -22,7 +23,7 @@
 //! | `pack` | GGUF's types to those formats (host only, feature `pack`) |
 //!
 //! `unsafe` is in the modules that use vector instructions (loads by address, instructions that a CPU may lack), and where
-//! [`matmul`] calls them; [`isa::Isa`] is the promise that it may.
+//! [`matmul`] and [`attention`] call them; [`isa::Isa`] is the promise that it may.
 #![no_std]
 
 #[cfg(any(test, feature = "std"))]
@@ -34,8 +35,10 @@ mod arm;
 pub mod attention;
 #[cfg(target_arch = "aarch64")]
 mod attention_neon;
+mod attention_plain;
 #[cfg(target_arch = "aarch64")]
 mod batch;
+pub mod cache;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 pub mod format;

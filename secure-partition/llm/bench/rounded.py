@@ -1,6 +1,7 @@
 """The float32 reference with some of its operations rounded as the integer engine rounds them, to see what each costs.
 
-Each operation is the engine's, in numpy: `silu.rs`, `norm.rs`, `rope.rs`, `attention.rs`, `activations.rs`, `pack.rs`.
+Each operation is the engine's, in numpy: `silu.rs`, `norm.rs`, `rope.rs`, `attention.rs`, `cache.rs`, `activations.rs`,
+`pack.rs`. Keys and values are those of a model without weights of 16 bits.
 """
 
 import gguf
@@ -19,19 +20,20 @@ INPUTS = {
 }
 # The largest mantissa, octet, and number that two octets hold.
 MANTISSA, OCTET, PAIR = 4096 * 127, 127, 127 * 255 + 127
-# Bits of other mantissas, but for the sign.
-KEY, VALUE, WEIGHT = 14, 13, 15
+# Bits of queries and of weights of the mixture, but for the sign.
+WORD = 15
 # In the order of the table.
 OPERATIONS = (
     *("weights", *INPUTS, "residual", "norm", "projections", "rotation", "keys", "values", "query"),
     *("softmax", "mixture", "gate", "logits"),
 )
 # What it would cost to do otherwise, and what float32 itself costs.
-ALTERNATIVES = ("octets", "two_octets", "activations_of_8_bits", "cache_of_8_bits", "float64")
+ALTERNATIVES = ("octets", "two_octets", "activations_of_8_bits", "keys_as_they_are", "keys_and_values_of_15_bits", "float64")
 
 ONE = 1 << 30
-LN_2 = 744_261_118
-EXP2 = numpy.round(2 ** (numpy.arange(16) / 16) * ONE).astype(numpy.int64)
+EXP2 = (2_004_816, 9_681_962, 59_914_701, 257_874_615, 744_265_554, ONE)
+# Numbers of a key or a query that a Hadamard matrix mixes.
+MIXED = 16
 
 
 def nearest(x, step):
@@ -58,20 +60,27 @@ def activations(x, excess):
     return numpy.where(outliers, two, one).reshape(x.shape) * unit
 
 
-def octets(x, block):
+def octets(x, block, largest=OCTET):
     """Rounds to 8-bit integers, with a scale for each block, as llama.cpp does."""
     blocks = x.reshape(*x.shape[:-1], -1, block)
-    scale = numpy.abs(blocks).max(-1, keepdims=True) / 127
+    scale = numpy.abs(blocks).max(-1, keepdims=True) / largest
     return (numpy.round(blocks / numpy.where(scale == 0, 1, scale)) * scale).reshape(x.shape)
+
+
+def turned(x):
+    """Mixes each 16 numbers of a head of 64, 4 apart, by an orthogonal matrix that is its own inverse."""
+    pieces, matrix = x.reshape(*x.shape[:-1], -1, MIXED, 4), numpy.ones((1, 1))
+    while len(matrix) < MIXED:
+        matrix = numpy.block([[matrix, matrix], [matrix, -matrix]]) / 2**0.5
+    return numpy.einsum("ij,...jk->...ik", matrix, pieces).reshape(x.shape)
 
 
 def exp2(x):
     """2^x of x <= 0 in Q15.16 (int64), in Q2.30."""
     whole, fraction = x >> 16, x & 0xFFFF
-    y = (fraction & 0xFFF) * LN_2 >> 16
-    y2 = y * y >> 30
-    y3 = y2 * y >> 30
-    mantissa = EXP2[fraction >> 12] * (ONE + y + (y2 >> 1) + y3 // 6) >> 30
+    mantissa = 0
+    for factor in EXP2:
+        mantissa = factor + ((mantissa * (fraction << 15) + ONE) >> 31)
     return numpy.where(whole < -31, 0, mantissa >> numpy.clip(-whole, 0, 31))
 
 
@@ -171,16 +180,15 @@ class Rounded(Reference):
         elif place == "residual" and rounds(place):
             out = nearest(x, 2.0**-24)
         elif place == "keys" and rounds(place):
-            out = mantissas(x, KEY)
-        elif place == "values" and rounds(place):
-            out = mantissas(x, VALUE)
-        elif place in ("keys", "values") and rounds("cache_of_8_bits"):
+            out = turned(octets(turned(x), self.head_dim))
+        elif place == "keys" and rounds("keys_as_they_are") or place == "values" and rounds(place):
             out = octets(x, self.head_dim)
+        elif place in ("keys", "values") and rounds("keys_and_values_of_15_bits"):
+            out = octets(x, self.head_dim, 127 * 128 + 63)
         elif place == "query" and rounds(place):
-            factor = numpy.log2(numpy.e) / self.head_dim**0.5
-            out = mantissas(nearest(x * factor, 2.0**-18), KEY) / factor
+            out = turned(mantissas(turned(x), WORD))
         elif place == "mixture" and rounds(place):
-            out = mantissas(x, WEIGHT)
+            out = mantissas(x, WORD)
         return out.astype(self.real, copy=False)
 
     def norm(self, x, weight):

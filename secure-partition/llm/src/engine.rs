@@ -2,19 +2,20 @@
 
 use core::ops::Range;
 
-use flexserve_container::{Model, Params, TensorKind};
+use flexserve_container::{Manifest, Model, TensorKind};
 use flexserve_kernels::activations::{Activations, Buffers, Precision, Writer};
+use flexserve_kernels::attention::{CONTEXT_MAX, Cache, OUT_FRAC, Scratch, attend};
+use flexserve_kernels::cache::{Layout, Rows, RowsMut};
 use flexserve_kernels::format::GROUP;
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matmul::{Output, matmul, scale};
-use flexserve_kernels::matrix::Matrix;
+use flexserve_kernels::matrix::{Matrix, ShapeError};
 use flexserve_kernels::narrow::narrow;
 use flexserve_kernels::norm::rms_norm;
 use flexserve_kernels::rope::rotate;
 use flexserve_kernels::silu::silu;
 use flexserve_kernels::vector::Vector;
 
-use crate::attention::{self, Cache, HEAD_DIM_MAX, Query};
 use crate::workers::{Alone, Workers, divide, shared_32, shared_64};
 use crate::workspace::{BATCH, Shape, Workspace};
 use crate::{Error, rope, weights};
@@ -35,37 +36,30 @@ pub struct Engine<'m, 'w> {
     workers: &'w dyn Workers,
     workspace: Workspace<'w>,
     position: usize,
-    /// Whether activations are written down twice, as some matrix takes them so.
-    twice: bool,
-    /// Turns a dot product of query and key into an exponent of 2, Q2.30.
-    score_factor: i64,
+    /// Of keys and values.
+    layout: Layout,
 }
 
 /// Bytes of workspace for a cache of `context` tokens.
 #[must_use]
-pub fn workspace_bytes(params: &Params, context: usize) -> usize {
-    Workspace::bytes(&Shape::new(params, context))
+pub fn workspace_bytes(manifest: &Manifest, context: usize) -> usize {
+    Workspace::bytes(&Shape::new(manifest, context))
 }
 
 impl<'m, 'w> Engine<'m, 'w> {
     /// Sets up a model in `memory` (at least [`workspace_bytes`], aligned to 64 bytes; its contents do not matter).
     ///
     /// # Errors
-    /// [`Error::Workspace`], [`Error::Tensor`], [`Error::Context`] if `context` is 0, [`Error::HeadDim`].
+    /// [`Error::Workspace`], [`Error::Tensor`], [`Error::Context`] if `context` is 0 or over [`CONTEXT_MAX`], [`Error::HeadDim`].
     pub fn new(model: Model<'m>, memory: &'w mut [u8], context: usize, isa: Isa) -> Result<Self, Error> {
-        let params = model.manifest().params();
-        let shape = Shape::new(params, context);
-        if context == 0 {
+        if context == 0 || context > CONTEXT_MAX {
             return Err(Error::Context);
         }
-        if shape.head_dim > HEAD_DIM_MAX {
-            return Err(Error::HeadDim);
-        }
+        let shape = Shape::new(model.manifest(), context);
+        let layout = shape.layout().map_err(|ShapeError| Error::HeadDim)?;
         weights::check(&model)?;
         let workspace = Workspace::new(&shape, memory)?;
-        let score_factor = attention::score_factor(shape.head_dim);
-        let twice = weights::take_twice(&model);
-        Ok(Self { model, shape, isa, workers: &Alone, workspace, position: 0, twice, score_factor })
+        Ok(Self { model, shape, isa, workers: &Alone, workspace, position: 0, layout })
     }
 
     /// The same, with help.
@@ -216,15 +210,15 @@ impl<'m, 'w> Engine<'m, 'w> {
         project(isa, workers, &v, &x, workspace.values)?;
         self.rotate(tokens);
         for t in 0..tokens {
-            self.remember(layer as usize, t);
+            self.remember(layer as usize, t)?;
         }
         let columns = self.shape.queries();
         let mut writer = buffers.writer(isa, tokens, self.inputs(columns))?;
         for t in 0..tokens {
-            self.attend(layer as usize, t);
+            self.attend(layer as usize, t)?;
             let workspace = &mut self.workspace;
             let shift = narrow(self.isa, &workspace.wide[..columns], &mut workspace.inputs[..columns])?;
-            self.put(&mut writer, columns, attention::OUT_FRAC - shift, Precision::Octets)?;
+            self.put(&mut writer, columns, OUT_FRAC - shift, Precision::Octets)?;
         }
         self.add_to_residual(&output, &writer.finish()?)
     }
@@ -281,7 +275,7 @@ impl<'m, 'w> Engine<'m, 'w> {
         precision: Precision,
     ) -> Result<(), Error> {
         let inputs = self.inputs(cols);
-        let precision = if self.twice { Precision::Words } else { precision };
+        let precision = if self.shape.twice { Precision::Words } else { precision };
         let values = &mut self.workspace.inputs[..inputs];
         values.copy_within(..inputs - cols, cols);
         Ok(writer.put(values, frac, precision)?)
@@ -289,7 +283,7 @@ impl<'m, 'w> Engine<'m, 'w> {
 
     /// Columns of activations that stand for `cols`.
     const fn inputs(&self, cols: usize) -> usize {
-        if self.twice { 2 * cols } else { cols }
+        if self.shape.twice { 2 * cols } else { cols }
     }
 
     /// residual += W x.
@@ -314,44 +308,49 @@ impl<'m, 'w> Engine<'m, 'w> {
     }
 
     /// Puts keys and values of token `t` of the batch into the cache.
-    fn remember(&mut self, layer: usize, t: usize) {
-        let (shape, workspace) = (&self.shape, &mut self.workspace);
-        let dim = shape.head_dim;
+    fn remember(&mut self, layer: usize, t: usize) -> Result<(), Error> {
+        let (shape, layout, workspace) = (&self.shape, &self.layout, &mut self.workspace);
+        let (octets, scales) = (layout.octets(shape.context), Layout::scales(shape.context));
         for head in 0..shape.kv_heads {
-            let slot = (layer * shape.kv_heads + head) * shape.context + self.position + t;
-            let source = (t * shape.kv_heads + head) * dim;
-            let store = |from: &[i32], max, cache: &mut [i16], exponents: &mut [i16]| {
-                let values = from[source..][..dim].iter().copied();
-                exponents[slot] = attention::quantize(values, FRAC, max, &mut cache[slot * dim..][..dim]);
+            let slot = layer * shape.kv_heads + head;
+            let numbers = (t * shape.kv_heads + head) * shape.head_dim..;
+            let keys = RowsMut {
+                octets: &mut workspace.key_octets[slot * octets..][..octets],
+                scales: &mut workspace.key_scales[slot * scales..][..scales],
             };
-            store(workspace.keys, attention::KEY_MAX, workspace.key_cache, workspace.key_exponents);
-            store(workspace.values, attention::VALUE_MAX, workspace.value_cache, workspace.value_exponents);
+            let key = &workspace.keys[numbers.clone()][..shape.head_dim];
+            layout.put_key(keys, self.position + t, key)?;
+            let values = RowsMut {
+                octets: &mut workspace.value_octets[slot * octets..][..octets],
+                scales: &mut workspace.value_scales[slot * scales..][..scales],
+            };
+            layout.put_value(values, self.position + t, &workspace.values[numbers][..shape.head_dim])?;
         }
+        Ok(())
     }
 
     /// Attention of token `t` of a batch, to `wide`.
-    fn attend(&mut self, layer: usize, t: usize) {
-        let (shape, workspace) = (&self.shape, &mut self.workspace);
-        let (dim, positions) = (shape.head_dim, self.position + t + 1);
+    fn attend(&mut self, layer: usize, t: usize) -> Result<(), Error> {
+        let (shape, layout, workspace) = (&self.shape, &self.layout, &mut self.workspace);
+        let (octets, scales) = (layout.octets(shape.context), Layout::scales(shape.context));
         for head in 0..shape.heads {
-            let kv_head = head / (shape.heads / shape.kv_heads);
-            let slot = (layer * shape.kv_heads + kv_head) * shape.context;
+            let slot = layer * shape.kv_heads + head / (shape.heads / shape.kv_heads);
             let cache = Cache {
-                keys: &workspace.key_cache[slot * dim..][..positions * dim],
-                key_exponents: &workspace.key_exponents[slot..][..positions],
-                values: &workspace.value_cache[slot * dim..][..positions * dim],
-                value_exponents: &workspace.value_exponents[slot..][..positions],
+                keys: Rows {
+                    octets: &workspace.key_octets[slot * octets..][..octets],
+                    scales: &workspace.key_scales[slot * scales..][..scales],
+                },
+                values: Rows {
+                    octets: &workspace.value_octets[slot * octets..][..octets],
+                    scales: &workspace.value_scales[slot * scales..][..scales],
+                },
             };
-            let mut mantissas = [0; HEAD_DIM_MAX];
-            let mantissas = &mut mantissas[..dim];
-            let values = workspace.queries[t * shape.queries() + head * dim..][..dim].iter();
-            let values = values.map(|&value| attention::scale_query(value, self.score_factor));
-            let exponent =
-                attention::quantize(values, FRAC + attention::QUERY_FRAC, attention::KEY_MAX, mantissas);
-            let query = Query { mantissas, exponent };
-            let (scores, weights) = (&mut workspace.scores[..positions], &mut workspace.weights[..positions]);
-            attention::attend(query, cache, scores, weights, &mut workspace.wide[head * dim..][..dim]);
+            let query = &workspace.queries[t * shape.queries() + head * shape.head_dim..][..shape.head_dim];
+            let scratch = Scratch { scores: workspace.scores, weights: workspace.weights };
+            let out = &mut workspace.wide[head * shape.head_dim..][..shape.head_dim];
+            attend(self.isa, layout, query, &cache, self.position + t + 1, scratch, out)?;
         }
+        Ok(())
     }
 
     /// Logits behind some tokens of the batch, to `out` or, of one token, to the workspace.

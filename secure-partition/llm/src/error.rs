@@ -9,7 +9,7 @@ use flexserve_kernels::matrix::ShapeError;
 pub enum Error {
     /// The workspace is too small, or not aligned.
     Workspace,
-    /// A context of no tokens was asked for.
+    /// A context of no tokens was asked for, or of more than attention can sum up.
     Context,
     /// Heads are wider than the arithmetic allows.
     HeadDim,
@@ -29,7 +29,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Workspace => write!(f, "the workspace is too small or not aligned"),
-            Self::Context => write!(f, "the context must hold at least one token"),
+            Self::Context => write!(f, "the context must hold 1 to 131072 tokens"),
             Self::HeadDim => write!(f, "the model's heads are too wide"),
             Self::Tensor(kind, layer) => write!(f, "tensor {kind:?} of layer {layer} cannot be used"),
             Self::Shape => write!(f, "the tensors' shapes do not go together"),

@@ -1,11 +1,9 @@
 //! Functions of fixed-point numbers. `Qa.b` has b fraction bits.
 
-pub use flexserve_kernels::attention::exp2;
+pub use flexserve_kernels::attention::{LOG2_E, exp2};
 
 /// 2 pi, Q3.60.
 const TAU: i128 = 7_244_019_458_077_122_842;
-/// log2 e, Q1.60.
-pub const LOG2_E: u64 = 1_663_314_137_230_540_311;
 
 /// Cosine and sine of a fraction of a turn in Q0.64, as Q2.30.
 #[must_use]
@@ -33,13 +31,6 @@ pub fn cos_sin(turns: u64) -> (i32, i32) {
         2 => (-cos, -sin),
         _ => (sin, -cos),
     }
-}
-
-/// Saturates to i32.
-#[must_use]
-#[inline]
-pub fn saturate(value: i64) -> i32 {
-    value.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32
 }
 
 #[cfg(test)]

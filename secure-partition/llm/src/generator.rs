@@ -2,7 +2,7 @@
 
 use core::fmt;
 use flexserve_abi::service::Finish;
-use flexserve_container::{Model, Params};
+use flexserve_container::{Manifest, Model};
 use flexserve_kernels::isa::Isa;
 use sha2::{Digest, Sha256};
 use zerocopy::IntoBytes;
@@ -93,8 +93,8 @@ struct Answer {
 
 /// Bytes of memory for a [`Generator`] with this context.
 #[must_use]
-pub fn memory_bytes(params: &Params, context: usize) -> usize {
-    engine::workspace_bytes(params, context).next_multiple_of(ALIGN)
+pub fn memory_bytes(manifest: &Manifest, context: usize) -> usize {
+    engine::workspace_bytes(manifest, context).next_multiple_of(ALIGN)
         + (context * size_of::<u32>()).next_multiple_of(ALIGN)
         + scratch_bytes(context * PROMPT_BYTES_PER_TOKEN)
 }
@@ -107,7 +107,7 @@ impl<'m, 'w> Generator<'m, 'w> {
     /// # Errors
     /// Those of [`Engine::new`].
     pub fn new(model: Model<'m>, memory: &'w mut [u8], context: usize, isa: Isa) -> Result<Self, Error> {
-        let workspace = engine::workspace_bytes(model.manifest().params(), context).next_multiple_of(ALIGN);
+        let workspace = engine::workspace_bytes(model.manifest(), context).next_multiple_of(ALIGN);
         let (workspace, rest) = memory.split_at_mut_checked(workspace).ok_or(Error::Workspace)?;
         let (tokens, scratch) =
             zerocopy::FromBytes::mut_from_prefix_with_elems(rest, context).map_err(|_| Error::Workspace)?;

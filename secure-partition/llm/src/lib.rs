@@ -11,7 +11,7 @@
 //! | [`workspace`] | the memory that it needs, carved out of one slice |
 //! | [`error`] | why it cannot go on |
 //! | `weights` | the container's tensors as the kernels take them |
-//! | `attention`, `rope` | attention, and the angles of its positions |
+//! | `rope` | the angles of rotary positions; a layer's other operations are kernels |
 //! | `fixed` | functions of fixed-point numbers |
 //!
 //! # Numbers
@@ -21,7 +21,7 @@
 //! | residual stream | i64, Q39.24: outliers of trained models exceed 2^14, and embeddings are below 2^-3 |
 //! | inputs of a matrix | i32 under one exponent per token, rounded to octets with scales: [`flexserve_kernels::activations`] |
 //! | queries, keys, values, gate, up, logits | i32, Q15.16, saturated |
-//! | keys and values in the cache, scaled queries | 14-bit mantissas under one exponent per head and position |
+//! | keys and values in the cache | octets, or two, under one scale per head and position: [`flexserve_kernels::cache`] |
 //! | softmax weights | Q2.30 for their sum; 15 bits under one exponent per head for the mixture |
 //! | rotations, sigmoid | Q2.30 |
 //!
@@ -34,7 +34,6 @@
 #[cfg(test)]
 extern crate std;
 
-mod attention;
 pub mod chat;
 pub mod engine;
 pub mod error;

@@ -1,6 +1,6 @@
 //! The model's tensors as the kernels take them.
 
-use flexserve_container::{Model, TensorKind};
+use flexserve_container::{Manifest, Model, TensorKind};
 use flexserve_kernels::format::Format;
 use flexserve_kernels::matrix::Matrix;
 use flexserve_kernels::vector::Vector;
@@ -42,8 +42,8 @@ pub fn head<'m>(model: &Model<'m>) -> Result<Matrix<'m>, Error> {
 
 /// Whether a matrix takes the activations twice.
 #[must_use]
-pub fn take_twice(model: &Model) -> bool {
-    model.manifest().tensors().any(|info| info.format == Format::W16.id())
+pub fn take_twice(manifest: &Manifest) -> bool {
+    manifest.tensors().any(|info| info.format == Format::W16.id())
 }
 
 /// Checks that every tensor is in a format that inference can use.

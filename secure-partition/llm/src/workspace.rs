@@ -1,10 +1,13 @@
 //! The memory that a running model needs, carved out of one slice.
 
-use flexserve_container::Params;
+use flexserve_container::Manifest;
 use flexserve_kernels::activations::{Buffers, Needed, Token};
+use flexserve_kernels::attention::Scratch;
+use flexserve_kernels::cache::{Layout, Width};
+use flexserve_kernels::matrix::ShapeError;
 use zerocopy::FromBytes;
 
-use crate::Error;
+use crate::{Error, weights};
 
 /// Tokens that one pass over the weights serves.
 pub const BATCH: usize = 128;
@@ -30,12 +33,15 @@ pub struct Shape {
     pub vocab: usize,
     /// Positions of the cache.
     pub context: usize,
+    /// Whether matrices take activations twice, as they have weights of 16 bits. So have keys and values then.
+    pub twice: bool,
 }
 
 impl Shape {
     /// Of a model with a cache of `context` positions.
     #[must_use]
-    pub fn new(params: &Params, context: usize) -> Self {
+    pub fn new(manifest: &Manifest, context: usize) -> Self {
+        let params = manifest.params();
         Self {
             width: params.embedding as usize,
             layers: params.layers as usize,
@@ -46,6 +52,7 @@ impl Shape {
             pairs: params.rope_dims as usize / 2,
             vocab: params.vocab as usize,
             context,
+            twice: weights::take_twice(manifest),
         }
     }
 
@@ -67,9 +74,12 @@ impl Shape {
         2 * self.width.max(self.feed_forward).max(self.queries())
     }
 
-    /// Key (or value) vectors of the cache.
-    const fn cached(&self) -> usize {
-        self.layers * self.kv_heads * self.context
+    /// How keys and values are kept.
+    ///
+    /// # Errors
+    /// [`ShapeError`] if heads are too wide.
+    pub const fn layout(&self) -> Result<Layout, ShapeError> {
+        Layout::new(self.head_dim, if self.twice { Width::Word } else { Width::Octet })
     }
 }
 
@@ -98,20 +108,20 @@ pub struct Workspace<'w> {
     pub rotations: &'w mut [[i32; 2]],
     /// (vocab), Q15.16
     pub logits: &'w mut [i32],
-    /// (context)
+    /// [`Scratch::needed`]
     pub scores: &'w mut [i32],
     /// (`BATCH`, widest): what matrices are multiplied with, as the kernels take it
     pub activations: Buffers<'w>,
-    /// (context)
-    pub weights: &'w mut [i16],
-    /// (layers, `kv_heads`, context, `head_dim`)
-    pub key_cache: &'w mut [i16],
-    /// (layers, `kv_heads`, context, `head_dim`)
-    pub value_cache: &'w mut [i16],
-    /// (layers, `kv_heads`, context)
-    pub key_exponents: &'w mut [i16],
-    /// (layers, `kv_heads`, context)
-    pub value_exponents: &'w mut [i16],
+    /// (2, [`Scratch::needed`])
+    pub weights: &'w mut [i8],
+    /// (layers, `kv_heads`, [`Layout::octets`])
+    pub key_octets: &'w mut [i8],
+    /// (layers, `kv_heads`, [`Layout::octets`])
+    pub value_octets: &'w mut [i8],
+    /// (layers, `kv_heads`, [`Layout::scales`])
+    pub key_scales: &'w mut [i32],
+    /// (layers, `kv_heads`, [`Layout::scales`])
+    pub value_scales: &'w mut [i32],
 }
 
 /// Takes arrays from the front of a slice.
@@ -154,6 +164,11 @@ impl<'w> Workspace<'w> {
     fn carve(shape: &Shape, carver: &mut Carver<'w>) -> Result<Self, Error> {
         let widest = shape.widest();
         let needed = Needed::new(BATCH, widest);
+        let heads = shape.layers * shape.kv_heads;
+        // Of heads that are too wide, nothing is kept: an engine refuses them.
+        let octets = heads * shape.layout().map_or(0, |layout| layout.octets(shape.context));
+        let scales = heads * Layout::scales(shape.context);
+        let scores = Scratch::needed(shape.context);
         Ok(Self {
             residual: carver.take(BATCH * shape.width)?,
             next_residual: carver.take(BATCH * shape.width)?,
@@ -166,7 +181,7 @@ impl<'w> Workspace<'w> {
             up: carver.take(BATCH * shape.feed_forward)?,
             rotations: carver.take(BATCH * shape.pairs)?,
             logits: carver.take(shape.vocab)?,
-            scores: carver.take(shape.context)?,
+            scores: carver.take(scores)?,
             activations: Buffers {
                 octets: carver.take(needed.octets)?,
                 scales: carver.take(needed.scales)?,
@@ -175,11 +190,11 @@ impl<'w> Workspace<'w> {
                 seconds: carver.take(needed.seconds)?,
                 scratch: carver.take(needed.scratch)?,
             },
-            weights: carver.take(shape.context)?,
-            key_cache: carver.take(shape.cached() * shape.head_dim)?,
-            value_cache: carver.take(shape.cached() * shape.head_dim)?,
-            key_exponents: carver.take(shape.cached())?,
-            value_exponents: carver.take(shape.cached())?,
+            weights: carver.take(2 * scores)?,
+            key_octets: carver.take(octets)?,
+            value_octets: carver.take(octets)?,
+            key_scales: carver.take(scales)?,
+            value_scales: carver.take(scales)?,
         })
     }
 }

@@ -26,7 +26,7 @@ fn tokens(count: usize) -> Vec<u32> {
 fn logits(container: &Container, isa: Isa, tokens: &[u32], step: usize, fill: u64) -> Vec<i32> {
     let segments = container.segments();
     let model = model(&segments);
-    let mut memory = memory(workspace_bytes(model.manifest().params(), CONTEXT), fill);
+    let mut memory = memory(workspace_bytes(model.manifest(), CONTEXT), fill);
     let mut engine = Engine::new(model, as_bytes(&mut memory), CONTEXT, isa).unwrap();
     for piece in tokens.chunks(step) {
         engine.prefill(piece).unwrap();
@@ -86,7 +86,7 @@ fn any_number_of_workers_gives_the_same_bits() {
     for workers in [1, 2, 3, 8] {
         let segments = container.segments();
         let model = model(&segments);
-        let mut memory = memory(workspace_bytes(model.manifest().params(), CONTEXT), 0);
+        let mut memory = memory(workspace_bytes(model.manifest(), CONTEXT), 0);
         let engine = Engine::new(model, as_bytes(&mut memory), CONTEXT, Isa::BASELINE).unwrap();
         let workers = Threads(workers);
         let mut engine = engine.with_workers(&workers);
@@ -102,7 +102,7 @@ fn engines_that_share_their_weights_do_not_disturb_each_other() {
     let alone = [&first, &second].map(|tokens| logits(&container, Isa::BASELINE, tokens, 7, 0));
     let segments = container.segments();
     let model = model(&segments);
-    let bytes = workspace_bytes(model.manifest().params(), CONTEXT);
+    let bytes = workspace_bytes(model.manifest(), CONTEXT);
     let mut memories = [memory(bytes, 0), memory(bytes, u64::MAX)];
     let [mut one, mut other] = memories
         .each_mut()
@@ -129,7 +129,7 @@ fn scores_are_the_logits_of_every_step() {
     let container = container(Content::Sane, 4);
     let segments = container.segments();
     let model = model(&segments);
-    let mut memory = memory(workspace_bytes(model.manifest().params(), CONTEXT), 0);
+    let mut memory = memory(workspace_bytes(model.manifest(), CONTEXT), 0);
     let mut engine = Engine::new(model, as_bytes(&mut memory), CONTEXT, Isa::BASELINE).unwrap();
     let tokens = tokens(40);
     let mut scratch = vec![0; 3 * VOCAB];
@@ -151,7 +151,7 @@ fn a_long_context_is_as_exact_at_its_end() {
     let container = container(Content::Sane, 7);
     let segments = container.segments();
     let model = model(&segments);
-    let mut memory = memory(workspace_bytes(model.manifest().params(), LONG), 0);
+    let mut memory = memory(workspace_bytes(model.manifest(), LONG), 0);
     let mut engine = Engine::new(model, as_bytes(&mut memory), LONG, Isa::BASELINE).unwrap();
     let (mut first, mut differs) = (vec![], 0);
     let each = |index, logits: &[i32]| {
@@ -184,7 +184,7 @@ fn limits_are_errors() {
     let container = container(Content::Sane, 5);
     let segments = container.segments();
     let model = model(&segments);
-    let bytes = workspace_bytes(model.manifest().params(), CONTEXT);
+    let bytes = workspace_bytes(model.manifest(), CONTEXT);
     let mut memory = memory(bytes + 8, 0);
     let memory = as_bytes(&mut memory);
     let new = |memory: &mut [u8], context| Engine::new(model, memory, context, Isa::BASELINE).map(|_| ());

@@ -63,10 +63,12 @@ fn shape(kind: TensorKind) -> (usize, usize) {
     }
 }
 
-fn format(kind: TensorKind) -> Format {
+/// Models of odd seeds have weights of 16 bits.
+fn format(kind: TensorKind, seed: u64) -> Format {
     match kind {
         TensorKind::TokenEmbedding => Format::Q8,
-        TensorKind::AttnK | TensorKind::AttnV => Format::W16,
+        TensorKind::AttnK | TensorKind::AttnV if seed % 2 == 1 => Format::W16,
+        TensorKind::AttnK | TensorKind::AttnV => Format::Q8,
         TensorKind::AttnOutput => Format::Q4,
         kind if kind.is_norm() => Format::Vector,
         _ => Format::Q4Min,
@@ -74,8 +76,8 @@ fn format(kind: TensorKind) -> Format {
 }
 
 /// The packed bytes of a tensor.
-fn tensor(kind: TensorKind, content: Content, random: &mut Random) -> Vec<u8> {
-    let (format, (rows, cols)) = (format(kind), shape(kind));
+fn tensor(kind: TensorKind, format: Format, content: Content, random: &mut Random) -> Vec<u8> {
+    let (rows, cols) = shape(kind);
     let mut bytes = random.bytes(format.packed_bytes(rows, cols).unwrap());
     if content == Content::Hostile {
         return bytes;
@@ -99,13 +101,14 @@ pub fn container(content: Content, seed: u64) -> Container {
     segments.push((SegmentKind::Output, Vec::new()));
     let mut tensors = Vec::new();
     let mut add = |kind: TensorKind, layer: u32, index: usize, segment: &mut Vec<u8>| {
-        let packed = tensor(kind, content, &mut random);
+        let format = format(kind, seed);
+        let packed = tensor(kind, format, content, &mut random);
         let (rows, cols) = shape(kind);
         tensors.push(wire::Tensor {
             layer: layer.into(),
             kind: (kind as u32).into(),
             segment: (index as u32).into(),
-            format: format(kind).id().into(),
+            format: format.id().into(),
             rows: (rows as u32).into(),
             cols: (cols as u32).into(),
             offset: (segment.len() as u64).into(),
