@@ -12,7 +12,7 @@
 //! | sum | bound |
 //! |---|---|
 //! | query * key, i32 | [`HEAD_DIM_MAX`] * 127 * 32639 < 2^30, as much as a 128th of it by lower octets |
-//! | octets of weights * values, i32 | [`CONTEXT_MAX`] * 128 * 127 < 2^31 |
+//! | octets of weights * values, i32 | [`STRETCH`] * 128 * 127 < 2^23 |
 //! | weights * values, i32 | the weights' sum is at most 2^24, and 2^16 by rounding; (2^24 + 2^16) * (127 + 64 / 128) < 2^31 |
 //! | softmax weights, i64 | 2^17 * 2^30 |
 //!
@@ -31,6 +31,10 @@ use crate::matrix::ShapeError;
 pub const HEAD_DIM_MAX: usize = 256;
 /// Most positions of a cache.
 pub const CONTEXT_MAX: usize = 1 << 17;
+/// Positions that are attended to at once.
+pub const STRETCH: usize = 512;
+/// Multiply-accumulates of a matrix product that take as long as all that [`attend`] does for a position, for each dimension.
+pub const COST: usize = 4;
 /// Fraction bits of [`attend`]'s result.
 pub const OUT_FRAC: i32 = 40;
 /// log2 e, Q1.60.
@@ -175,67 +179,114 @@ pub struct Cache<'a> {
     pub values: Rows<'a>,
 }
 
-/// Room for what [`attend`] computes in between.
+/// Room for what [`attend`] computes in between, and for what it answers: 5 KB.
 #[derive(Debug)]
-pub struct Scratch<'a> {
-    /// [`Scratch::needed`]
-    pub scores: &'a mut [i32],
-    /// [`Scratch::needed`], twice
-    pub weights: &'a mut [i8],
+pub struct Scratch {
+    scores: [i32; STRETCH],
+    weights: [i8; 2 * STRETCH],
+    mean: [i64; HEAD_DIM_MAX],
 }
 
-impl Scratch<'_> {
-    /// Elements for so many positions.
+impl Scratch {
+    /// Its contents do not matter.
     #[must_use]
-    pub const fn needed(positions: usize) -> usize {
-        positions.next_multiple_of(WEIGHTS)
+    pub const fn new() -> Self {
+        Self { scores: [0; STRETCH], weights: [0; 2 * STRETCH], mean: [0; HEAD_DIM_MAX] }
     }
 }
 
-/// Attends to the first `positions` of a cache with a query in Q15.16, and writes the weighted mean of the values to `out`, in
-/// Q.40. Both are (`head_dim`).
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Attends to the first `positions` of a cache with a query in Q15.16, (`head_dim`), and answers the weighted mean of the values, in
+/// Q.40, (`head_dim`).
+///
+/// Positions are taken [`STRETCH`] at a time, and a running mean is kept, so that the room is small, however long the context
+/// is: any core can attend for any head.
 ///
 /// # Errors
-/// [`ShapeError`] if `query` or `out` does not have the layout's dimensions, if the cache or the scratch is too short for so many
-/// positions, or if they are none, or more than [`CONTEXT_MAX`].
-pub fn attend(
+/// [`ShapeError`] if `query` does not have the layout's dimensions, if the cache is too short for so many positions, or if they are
+/// none, or more than [`CONTEXT_MAX`].
+pub fn attend<'s>(
     isa: Isa,
     layout: &Layout,
     query: &[i32],
     cache: &Cache,
     positions: usize,
-    scratch: Scratch,
-    out: &mut [i64],
-) -> Result<(), ShapeError> {
+    scratch: &'s mut Scratch,
+) -> Result<&'s [i64], ShapeError> {
     let dims = layout.head_dim();
-    if query.len() != dims || out.len() != dims || positions == 0 || positions > CONTEXT_MAX {
+    if query.len() != dims || positions == 0 || positions > CONTEXT_MAX {
         return Err(ShapeError);
     }
-    let (needed, mut room) = (Scratch::needed(positions), [0; HEAD_DIM_MAX]);
-    let head = Head {
-        layout,
-        query: turned(query, &mut room)?,
-        keys: cache.keys.first(layout, positions)?,
-        values: cache.values.first(layout, positions)?,
-        positions,
+    let mut room = [0; HEAD_DIM_MAX];
+    let query = turned(query, &mut room)?;
+    let Scratch { scores, weights, mean } = scratch;
+    let mean = &mut mean[..dims];
+    let mut stretch = |first: usize, out: &mut [i64]| {
+        let positions = STRETCH.min(positions - first);
+        let head = Head {
+            layout,
+            query,
+            keys: cache.keys.some(layout, first, positions)?,
+            values: cache.values.some(layout, first, positions)?,
+            positions,
+        };
+        let needed = positions.next_multiple_of(WEIGHTS);
+        let (scores, weights) = (&mut scores[..needed], &mut weights[..2 * needed]);
+        // SAFETY: `isa` promises the instructions, and lengths are those of so many positions.
+        unsafe {
+            #[cfg(target_arch = "aarch64")]
+            return Ok(match isa.kernel() {
+                Kernel::Plain | Kernel::Sse2 => head.attend::<Plain>(scores, weights, out),
+                Kernel::Neon => head.attend::<Vectors<Long>>(scores, weights, out),
+                _ => head.attend::<Vectors<Dot>>(scores, weights, out),
+            });
+            #[cfg(not(target_arch = "aarch64"))]
+            {
+                let _ = isa;
+                Ok(head.attend::<Plain>(scores, weights, out))
+            }
+        }
     };
-    let scores = scratch.scores.get_mut(..needed).ok_or(ShapeError)?;
-    let weights = scratch.weights.get_mut(..2 * needed).ok_or(ShapeError)?;
-    // SAFETY: `isa` promises the instructions, and lengths are those of so many positions.
-    unsafe {
-        #[cfg(target_arch = "aarch64")]
-        match isa.kernel() {
-            Kernel::Plain | Kernel::Sse2 => head.attend::<Plain>(scores, weights, out),
-            Kernel::Neon => head.attend::<Vectors<Long>>(scores, weights, out),
-            _ => head.attend::<Vectors<Dot>>(scores, weights, out),
-        }
-        #[cfg(not(target_arch = "aarch64"))]
-        {
-            let _ = isa;
-            head.attend::<Plain>(scores, weights, out);
-        }
+    let mut total = stretch(0, mean)?;
+    for first in (STRETCH..positions).step_by(STRETCH) {
+        let mut more = [0; HEAD_DIM_MAX];
+        let more = &mut more[..dims];
+        total = total.join(mean, stretch(first, more)?, more);
     }
-    Ok(())
+    Ok(mean)
+}
+
+/// The softmax's denominator so far: the sum of 2^(score - largest score), Q.30, and that largest score.
+#[derive(Clone, Copy)]
+struct Total {
+    sum: i64,
+    largest: i32,
+}
+
+impl Total {
+    /// That of both together; the mean of `here`'s positions becomes part of that of this one's. Means are within +-2^62.
+    fn join(self, mean: &mut [i64], here: Self, more: &[i64]) -> Self {
+        let largest = self.largest.max(here.largest);
+        // A sum is 2^30 or more, and 2^30 a position at most.
+        let of = |total: Self| {
+            let share = exp2(total.largest.saturating_sub(largest));
+            ((i128::from(total.sum) * i128::from(share)) >> 30).cast_unsigned()
+        };
+        let (before, added) = (of(self), of(here));
+        let sum = before + added;
+        let share = ((added << 32) / sum.max(1)) as i64;
+        for (mean, &more) in mean.iter_mut().zip(more) {
+            let both =
+                i128::from(*mean) * i128::from((1 << 32) - share) + i128::from(more) * i128::from(share);
+            *mean = (both >> 32) as i64;
+        }
+        Self { sum: sum as i64, largest }
+    }
 }
 
 /// What a query attends to: whole groups of positions, of which the last may have some to spare.
@@ -249,25 +300,27 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
+    /// Writes the mean of the values to `out`.
+    ///
     /// # Safety
     /// The CPU has the instructions of `L`. `out` has the layout's dimensions, and there are as many scores, and twice as many
-    /// weights, as [`Scratch::needed`].
-    unsafe fn attend<L: Loops>(&self, scores: &mut [i32], weights: &mut [i8], out: &mut [i64]) {
+    /// weights, as positions, filled up to [`WEIGHTS`].
+    unsafe fn attend<L: Loops>(&self, scores: &mut [i32], weights: &mut [i8], out: &mut [i64]) -> Total {
         let groups = self.positions.next_multiple_of(POSITIONS);
         let (scored, rest) = scores.split_at_mut(groups);
         let (high, low) = weights.split_at_mut(scored.len() + rest.len());
         let top = self.values.scales[..self.positions]
             .iter()
             .fold(i32::MIN, |top, &scale| top.max(exponent(scale)));
-        // SAFETY: the caller's promise; `Rows::first` has scales and octets of whole groups.
-        let (softened, shift) = unsafe {
+        // SAFETY: the caller's promise; `Rows::some` has scales and octets of whole groups.
+        let (softened, largest, shift) = unsafe {
             let query = Query::new::<L>(self.layout, self.query);
             let largest = L::score(&query, &self.keys, self.positions, scored);
             let softened = L::soften(scored, largest, self.values.scales, top);
             rest.fill(0);
             let shift = softened.shift();
             L::narrow(scores, shift, high, low);
-            (softened, shift)
+            (softened, largest, shift)
         };
         let mixture = Mixture {
             layout: self.layout,
@@ -286,6 +339,7 @@ impl Head<'_> {
                 mixture.write::<L, CHUNK>(whole + i * CHUNK, out);
             }
         }
+        Total { sum: softened.sum, largest }
     }
 }
 

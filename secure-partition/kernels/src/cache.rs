@@ -69,10 +69,11 @@ pub struct RowsMut<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// The whole groups that hold the first `positions`.
-    pub(crate) fn first(&self, layout: &Layout, positions: usize) -> Result<Self, ShapeError> {
-        let octets = self.octets.get(..layout.octets(positions)).ok_or(ShapeError)?;
-        let scales = self.scales.get(..Layout::scales(positions)).ok_or(ShapeError)?;
+    /// The whole groups that hold some positions from the `first` on, which begins one.
+    pub(crate) fn some(&self, layout: &Layout, first: usize, positions: usize) -> Result<Self, ShapeError> {
+        let end = first + positions;
+        let octets = self.octets.get(layout.octets(first)..layout.octets(end)).ok_or(ShapeError)?;
+        let scales = self.scales.get(Layout::scales(first)..Layout::scales(end)).ok_or(ShapeError)?;
         Ok(Self { octets, scales })
     }
 }

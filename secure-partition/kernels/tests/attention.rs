@@ -1,6 +1,6 @@
 //! Attention follows floating point, has the same bits on every instruction set, and refuses what does not fit.
 
-use flexserve_kernels::attention::{CONTEXT_MAX, Cache, HEAD_DIM_MAX, OUT_FRAC, Scratch, attend};
+use flexserve_kernels::attention::{CONTEXT_MAX, Cache, HEAD_DIM_MAX, OUT_FRAC, STRETCH, Scratch, attend};
 use flexserve_kernels::cache::{Layout, Rows, RowsMut, Width};
 use flexserve_kernels::isa::Isa;
 use flexserve_kernels::matrix::ShapeError;
@@ -42,16 +42,10 @@ impl Head {
         Self { layout, positions, octets, scales }
     }
 
-    /// In scratch and with a result of just the length that they need.
     fn attend(&self, isa: Isa, query: &[i32], positions: usize) -> Vec<i64> {
         let rows = |i: usize| Rows { octets: &self.octets[i], scales: &self.scales[i] };
         let cache = Cache { keys: rows(0), values: rows(1) };
-        let needed = Scratch::needed(positions);
-        let (mut scores, mut weights) = (vec![i32::MAX; needed], vec![-128; 2 * needed]);
-        let scratch = Scratch { scores: &mut scores, weights: &mut weights };
-        let mut out = vec![i64::MIN; query.len()];
-        attend(isa, &self.layout, query, &cache, positions, scratch, &mut out).unwrap();
-        out
+        attend(isa, &self.layout, query, &cache, positions, &mut Scratch::new()).unwrap().to_vec()
     }
 
     /// The same of every instruction set.
@@ -109,7 +103,7 @@ fn error(
 #[test]
 fn attention_follows_the_float() {
     for dim in [1, 16, 20, 32, 64, 80, 128, 256] {
-        for positions in [1, 2, 3, 4, 5, 15, 16, 17, 33, 200, 2048] {
+        for positions in [1, 2, 3, 4, 5, 15, 16, 17, 33, 200, STRETCH, STRETCH + 1, 2048] {
             for (width, limit) in WIDTHS.into_iter().zip([3e-2, 3e-4]) {
                 let error = error((dim, positions), width, 1.0, |_| 1.0);
                 assert!(error < limit, "{dim} x {positions}, {width:?}: {error}");
@@ -201,29 +195,39 @@ fn what_does_not_fit_is_an_error() {
     let layout = Layout::new(dim, Width::Octet).unwrap();
     let (octets, scales) = (vec![1; layout.octets(positions)], vec![1 << 30; Layout::scales(positions)]);
     let whole = Rows { octets: &octets, scales: &scales };
-    let attend =
-        |query: usize, keys: Rows, values: Rows, positions, scores: usize, weights: usize, out: usize| {
-            let (mut scores, mut weights) = (vec![0; scores], vec![0; weights]);
-            let scratch = Scratch { scores: &mut scores, weights: &mut weights };
-            let cache = Cache { keys, values };
-            attend(Isa::BASELINE, &layout, &vec![1; query], &cache, positions, scratch, &mut vec![0; out])
-        };
-    assert_eq!(attend(dim, whole, whole, positions, 32, 64, dim), Ok(()));
+    let attend = |query: usize, keys: Rows, values: Rows, positions| {
+        let mut scratch = Scratch::new();
+        attend(Isa::BASELINE, &layout, &vec![1; query], &Cache { keys, values }, positions, &mut scratch)
+            .map(<[i64]>::len)
+    };
+    assert_eq!(attend(dim, whole, whole, positions), Ok(dim));
     let short =
         [Rows { octets: &octets[1..], scales: &scales }, Rows { octets: &octets, scales: &scales[1..] }];
     for short in short {
-        assert_eq!(attend(dim, short, whole, positions, 32, 64, dim), Err(ShapeError));
-        assert_eq!(attend(dim, whole, short, positions, 32, 64, dim), Err(ShapeError));
+        assert_eq!(attend(dim, short, whole, positions), Err(ShapeError));
+        assert_eq!(attend(dim, whole, short, positions), Err(ShapeError));
     }
-    for (query, positions, scores, weights, out) in [
-        (dim - 1, positions, 32, 64, dim),
-        (dim, positions, 31, 64, dim),
-        (dim, positions, 32, 63, dim),
-        (dim, positions, 32, 64, dim + 1),
-        (dim, 0, 32, 64, dim),
-        (dim, CONTEXT_MAX + 1, 1 << 18, 1 << 19, dim),
-        (dim, usize::MAX, 32, 64, dim),
-    ] {
-        assert_eq!(attend(query, whole, whole, positions, scores, weights, out), Err(ShapeError));
+    for (query, positions) in
+        [(dim - 1, positions), (dim + 1, positions), (dim, 0), (dim, CONTEXT_MAX + 1), (dim, usize::MAX)]
+    {
+        assert_eq!(attend(query, whole, whole, positions), Err(ShapeError));
+    }
+}
+
+#[test]
+fn stretches_weigh_what_they_weighed_together() {
+    // What matters is in the first stretch, in the last, or in none: a mean of halves would be far off.
+    let (dim, positions) = (16, 3 * STRETCH);
+    let mut query = vec![0; dim];
+    query[0] = 1 << 22;
+    let values: Vec<i32> = (0..positions).flat_map(|j| vec![((1 + j / STRETCH) as i32) << 16; dim]).collect();
+    for (marked, exact) in [(None, 2.0), (Some(7), 1.0), (Some(positions - 1), 3.0)] {
+        let mut keys = vec![0; positions * dim];
+        if let Some(marked) = marked {
+            keys[marked * dim] = 1 << 18;
+        }
+        for mean in real(&Head::new(dim, Width::Word, &keys, &values).bits(&query, positions)) {
+            assert!((mean / exact - 1.0).abs() < 1e-3, "{marked:?}: {mean}");
+        }
     }
 }

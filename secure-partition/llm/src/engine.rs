@@ -1,10 +1,11 @@
 //! From tokens to logits.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use flexserve_container::{Manifest, Model, TensorKind};
 use flexserve_kernels::activations::{Activations, Buffers, Precision, Writer};
-use flexserve_kernels::attention::{CONTEXT_MAX, Cache, OUT_FRAC, Scratch, attend};
+use flexserve_kernels::attention::{self, CONTEXT_MAX, Cache, OUT_FRAC, Scratch, attend};
 use flexserve_kernels::cache::{Layout, Rows, RowsMut};
 use flexserve_kernels::format::GROUP;
 use flexserve_kernels::isa::Isa;
@@ -214,10 +215,14 @@ impl<'m, 'w> Engine<'m, 'w> {
         }
         let columns = self.shape.queries();
         let mut writer = buffers.writer(isa, tokens, self.inputs(columns))?;
+        self.attend(layer as usize, tokens)?;
         for t in 0..tokens {
-            self.attend(layer as usize, t)?;
             let workspace = &mut self.workspace;
-            let shift = narrow(self.isa, &workspace.wide[..columns], &mut workspace.inputs[..columns])?;
+            let shift = narrow(
+                self.isa,
+                &workspace.next_residual[t * columns..][..columns],
+                &mut workspace.inputs[..columns],
+            )?;
             self.put(&mut writer, columns, OUT_FRAC - shift, Precision::Octets)?;
         }
         self.add_to_residual(&output, &writer.finish()?)
@@ -329,28 +334,41 @@ impl<'m, 'w> Engine<'m, 'w> {
         Ok(())
     }
 
-    /// Attention of token `t` of a batch, to `wide`.
-    fn attend(&mut self, layer: usize, t: usize) -> Result<(), Error> {
-        let (shape, layout, workspace) = (&self.shape, &self.layout, &mut self.workspace);
+    /// Attention of all tokens of the batch, (tokens, heads, `head_dim`), to the room of the residual stream to be. It is divided
+    /// by tokens and heads.
+    fn attend(&mut self, layer: usize, tokens: usize) -> Result<(), Error> {
+        let (shape, layout, position, isa) = (&self.shape, &self.layout, self.position, self.isa);
+        let workspace = &mut self.workspace;
         let (octets, scales) = (layout.octets(shape.context), Layout::scales(shape.context));
-        for head in 0..shape.heads {
-            let slot = layer * shape.kv_heads + head / (shape.heads / shape.kv_heads);
-            let cache = Cache {
-                keys: Rows {
-                    octets: &workspace.key_octets[slot * octets..][..octets],
-                    scales: &workspace.key_scales[slot * scales..][..scales],
-                },
-                values: Rows {
-                    octets: &workspace.value_octets[slot * octets..][..octets],
-                    scales: &workspace.value_scales[slot * scales..][..scales],
-                },
-            };
-            let query = &workspace.queries[t * shape.queries() + head * shape.head_dim..][..shape.head_dim];
-            let scratch = Scratch { scores: workspace.scores, weights: workspace.weights };
-            let out = &mut workspace.wide[head * shape.head_dim..][..shape.head_dim];
-            attend(self.isa, layout, query, &cache, self.position + t + 1, scratch, out)?;
-        }
-        Ok(())
+        let (dim, heads) = (shape.head_dim, shape.heads);
+        let (queries, key_octets, value_octets) =
+            (&*workspace.queries, &*workspace.key_octets, &*workspace.value_octets);
+        let (key_scales, value_scales) = (&*workspace.key_scales, &*workspace.value_scales);
+        let out = shared_64(workspace.next_residual);
+        let cost = attention::COST * dim * (position + tokens);
+        let failed = AtomicBool::new(false);
+        divide(self.workers, tokens * heads, cost, |parts| {
+            let mut scratch = Scratch::new();
+            for part in parts {
+                let positions = position + part / heads + 1;
+                let slot = layer * shape.kv_heads + part % heads / (heads / shape.kv_heads);
+                let (octets, scales) =
+                    (slot * octets..(slot + 1) * octets, slot * scales..(slot + 1) * scales);
+                let cache = Cache {
+                    keys: Rows { octets: &key_octets[octets.clone()], scales: &key_scales[scales.clone()] },
+                    values: Rows { octets: &value_octets[octets], scales: &value_scales[scales] },
+                };
+                match attend(isa, layout, &queries[part * dim..][..dim], &cache, positions, &mut scratch) {
+                    Ok(mean) => {
+                        for (out, &mean) in out[part * dim..].iter().zip(mean) {
+                            out.store(mean, Relaxed);
+                        }
+                    }
+                    Err(ShapeError) => failed.store(true, Relaxed),
+                }
+            }
+        });
+        if failed.into_inner() { Err(ShapeError.into()) } else { Ok(()) }
     }
 
     /// Logits behind some tokens of the batch, to `out` or, of one token, to the workspace.
@@ -375,8 +393,10 @@ fn multiply(
 ) -> Result<(), Error> {
     // If no rows of it fit, no others do, and the other way round.
     matmul(isa, weights, 0..0, x, frac, out)?;
-    divide(workers, weights.groups(), GROUP * weights.cols() * x.tokens(), |groups| {
-        let done = matmul(isa, weights, groups, x, frac, out);
+    // Kernels for several tokens take two groups at a time.
+    let groups = weights.groups();
+    divide(workers, groups.div_ceil(2), 2 * GROUP * weights.cols() * x.tokens(), |pairs| {
+        let done = matmul(isa, weights, 2 * pairs.start..groups.min(2 * pairs.end), x, frac, out);
         debug_assert!(done.is_ok());
     });
     Ok(())

@@ -2,7 +2,8 @@
 //!
 //! Work is divided into parts that write different elements of the same array, so who does which part, and in which order,
 //! makes no difference to a single bit. A worker can vanish in the middle of a part, and somebody else then does that part
-//! again: a part only stores values that do not depend on what was there.
+//! again, maybe at the same time: a part only stores values that do not depend on what was there, and has its scratch on the
+//! stack.
 
 use core::{
     fmt::Debug,
@@ -12,9 +13,9 @@ use core::{
 
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Multiply-accumulates of one part: far more than it costs to hand a part out, few enough for the last part not to be
-/// waited for long.
-const PART: usize = 1 << 17;
+/// Multiply-accumulates of one part, some thousand instructions: far more than it costs to hand a part out, few enough for the last
+/// part not to be waited for long.
+const PART: usize = 1 << 15;
 
 /// Whoever computes together with the calling core.
 pub trait Workers: Debug + Sync {
@@ -40,10 +41,9 @@ impl Workers for Alone {
     }
 }
 
-/// Divides `0..items`, each of which costs `cost` multiply-accumulates, among the workers.
+/// Divides `0..items`, each of which costs as much as `cost` multiply-accumulates of a matrix product, among the workers.
 pub(crate) fn divide(workers: &dyn Workers, items: usize, cost: usize, work: impl Fn(Range<usize>) + Sync) {
-    // Kernels for several tokens take two groups at a time.
-    let at_once = if workers.cores() == 1 { items.max(1) } else { (PART / cost.max(1)).max(2) };
+    let at_once = if workers.cores() == 1 { items.max(1) } else { (PART / cost.max(1)).max(1) };
     workers.run(items.div_ceil(at_once), &|part| {
         let first = part * at_once;
         work(first..items.min(first + at_once));
@@ -58,4 +58,53 @@ pub(crate) fn shared_32(values: &mut [i32]) -> &[AtomicI32] {
 /// An array that several cores write different elements of.
 pub(crate) fn shared_64(values: &mut [i64]) -> &[AtomicI64] {
     <[AtomicI64]>::mut_from_bytes(values.as_mut_bytes()).expect("an atomic has the layout of its integer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::Mutex, vec, vec::Vec};
+
+    /// So many cores, one after the other.
+    #[derive(Debug)]
+    struct Cores(usize);
+
+    impl Workers for Cores {
+        fn cores(&self) -> usize {
+            self.0
+        }
+
+        fn run(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
+            (0..parts).rev().for_each(work);
+        }
+    }
+
+    fn parts(cores: usize, items: usize, cost: usize) -> Vec<Range<usize>> {
+        let parts = Mutex::new(vec![]);
+        divide(&Cores(cores), items, cost, |part| parts.lock().unwrap().push(part));
+        let mut parts = parts.into_inner().unwrap();
+        parts.sort_by_key(|part| part.start);
+        parts
+    }
+
+    #[test]
+    fn every_item_is_in_one_part() {
+        for cores in [1, 2, 8] {
+            for items in [0, 1, 2, 9, 97, 3072] {
+                for cost in [0, 1, 9216, PART, usize::MAX] {
+                    let all: Vec<usize> = parts(cores, items, cost).into_iter().flatten().collect();
+                    assert_eq!(all, (0..items).collect::<Vec<_>>(), "{items} of {cost} on {cores} cores");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_are_neither_too_small_nor_too_large() {
+        // One core does all at once.
+        assert_eq!(parts(1, 3072, 9216), [0..3072]);
+        assert_eq!(parts(2, 96, 9216).len(), 32);
+        assert_eq!(parts(2, 9, 10).len(), 1);
+        assert_eq!(parts(2, 9, usize::MAX).len(), 9);
+    }
 }

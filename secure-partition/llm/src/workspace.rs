@@ -2,7 +2,6 @@
 
 use flexserve_container::Manifest;
 use flexserve_kernels::activations::{Buffers, Needed, Token};
-use flexserve_kernels::attention::Scratch;
 use flexserve_kernels::cache::{Layout, Width};
 use flexserve_kernels::matrix::ShapeError;
 use zerocopy::FromBytes;
@@ -86,12 +85,10 @@ impl Shape {
 /// Everything that changes while the model runs. Q formats are those of the values' users.
 #[derive(Debug)]
 pub struct Workspace<'w> {
-    /// (`BATCH`, width): residual stream, Q39.24
+    /// (`BATCH`, width): residual stream, Q39.24; with room for the other one's use
     pub residual: &'w mut [i64],
-    /// (`BATCH`, width): the residual stream to be
+    /// (`BATCH`, width): the residual stream to be; before that, (`BATCH`, heads, `head_dim`), what attention answers
     pub next_residual: &'w mut [i64],
-    /// (heads, `head_dim`): one token's output of attention
-    pub wide: &'w mut [i64],
     /// (widest): one token's inputs of a matrix
     pub inputs: &'w mut [i32],
     /// (`BATCH`, heads, `head_dim`), Q15.16
@@ -108,12 +105,8 @@ pub struct Workspace<'w> {
     pub rotations: &'w mut [[i32; 2]],
     /// (vocab), Q15.16
     pub logits: &'w mut [i32],
-    /// [`Scratch::needed`]
-    pub scores: &'w mut [i32],
     /// (`BATCH`, widest): what matrices are multiplied with, as the kernels take it
     pub activations: Buffers<'w>,
-    /// (2, [`Scratch::needed`])
-    pub weights: &'w mut [i8],
     /// (layers, `kv_heads`, [`Layout::octets`])
     pub key_octets: &'w mut [i8],
     /// (layers, `kv_heads`, [`Layout::octets`])
@@ -168,11 +161,10 @@ impl<'w> Workspace<'w> {
         // Of heads that are too wide, nothing is kept: an engine refuses them.
         let octets = heads * shape.layout().map_or(0, |layout| layout.octets(shape.context));
         let scales = heads * Layout::scales(shape.context);
-        let scores = Scratch::needed(shape.context);
+        let residual = BATCH * shape.width.max(shape.queries());
         Ok(Self {
-            residual: carver.take(BATCH * shape.width)?,
-            next_residual: carver.take(BATCH * shape.width)?,
-            wide: carver.take(shape.queries())?,
+            residual: carver.take(residual)?,
+            next_residual: carver.take(residual)?,
             inputs: carver.take(widest)?,
             queries: carver.take(BATCH * shape.queries())?,
             keys: carver.take(BATCH * shape.keys())?,
@@ -181,7 +173,6 @@ impl<'w> Workspace<'w> {
             up: carver.take(BATCH * shape.feed_forward)?,
             rotations: carver.take(BATCH * shape.pairs)?,
             logits: carver.take(shape.vocab)?,
-            scores: carver.take(scores)?,
             activations: Buffers {
                 octets: carver.take(needed.octets)?,
                 scales: carver.take(needed.scales)?,
@@ -190,7 +181,6 @@ impl<'w> Workspace<'w> {
                 seconds: carver.take(needed.seconds)?,
                 scratch: carver.take(needed.scratch)?,
             },
-            weights: carver.take(2 * scores)?,
             key_octets: carver.take(octets)?,
             value_octets: carver.take(octets)?,
             key_scales: carver.take(scales)?,

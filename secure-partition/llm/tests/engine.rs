@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Container, Content, Random, VOCAB, container, model};
-use flexserve_kernels::isa::Isa;
+use flexserve_kernels::{attention::STRETCH, isa::Isa};
 use flexserve_llm::{Engine, Error, workers::Workers, workspace_bytes};
 
 const CONTEXT: usize = 80;
@@ -58,7 +58,7 @@ fn every_instruction_set_gives_the_same_bits() {
     }
 }
 
-/// Threads, one of which vanishes before its part is done: another one does that part again.
+/// Threads, all of which vanish before their parts are done: others do those parts again, some at the same time.
 #[derive(Debug)]
 struct Threads(usize);
 
@@ -69,8 +69,8 @@ impl Workers for Threads {
 
     fn run(&self, parts: usize, work: &(dyn Fn(usize) + Sync)) {
         std::thread::scope(|scope| {
-            for thread in 0..self.0 {
-                scope.spawn(move || (thread..parts).step_by(self.0).for_each(work));
+            for thread in 0..2 * self.0 {
+                scope.spawn(move || (thread % self.0..parts).step_by(self.0).for_each(work));
             }
         });
         work(parts - 1);
@@ -80,19 +80,29 @@ impl Workers for Threads {
 
 #[test]
 fn any_number_of_workers_gives_the_same_bits() {
+    // Attention goes on in a second stretch, in the middle of a batch.
+    const LONG: usize = STRETCH + 4 * 34;
     let container = container(Content::Sane, 6);
-    let tokens = tokens(40);
-    let alone = logits(&container, Isa::BASELINE, &tokens, 33, 0);
-    for workers in [1, 2, 3, 8] {
-        let segments = container.segments();
-        let model = model(&segments);
-        let mut memory = memory(workspace_bytes(model.manifest(), CONTEXT), 0);
-        let engine = Engine::new(model, as_bytes(&mut memory), CONTEXT, Isa::BASELINE).unwrap();
-        let workers = Threads(workers);
-        let mut engine = engine.with_workers(&workers);
-        tokens.chunks(33).for_each(|piece| _ = engine.prefill(piece).unwrap());
-        assert_eq!(engine.logits(), alone, "{workers:?}");
+    let segments = container.segments();
+    let model = model(&segments);
+    let (tokens, workers) = (tokens(LONG), [1, 2, 4, 8].map(Threads));
+    let bytes = workspace_bytes(model.manifest(), LONG);
+    let mut memories = [memory(bytes, 0), memory(bytes, u64::MAX)];
+    let [mut alone, mut helped] =
+        memories.each_mut().map(|memory| Engine::new(model, as_bytes(memory), LONG, Isa::BASELINE).unwrap());
+    let (first, rest) = tokens.split_at(STRETCH - 20);
+    assert_eq!(helped.prefill(first), alone.prefill(first));
+    for (workers, tokens) in workers.iter().zip(rest.chunks(34)) {
+        helped = helped.with_workers(workers);
+        let (batch, next) = tokens.split_at(33);
+        assert_eq!(helped.prefill(batch), alone.prefill(batch), "{workers:?}");
+        assert_eq!(helped.decode(next[0]), alone.decode(next[0]), "{workers:?}");
     }
+    helped.reset();
+    assert_eq!(helped.prefill(&tokens[..70]), {
+        alone.reset();
+        alone.prefill(&tokens[..70])
+    });
 }
 
 #[test]
