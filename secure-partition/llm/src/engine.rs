@@ -7,9 +7,8 @@ use flexserve_container::{Manifest, Model, TensorKind};
 use flexserve_kernels::activations::{Activations, Buffers, Precision, Writer};
 use flexserve_kernels::attention::{self, CONTEXT_MAX, Cache, OUT_FRAC, Scratch, attend};
 use flexserve_kernels::cache::{Layout, Rows, RowsMut};
-use flexserve_kernels::format::GROUP;
 use flexserve_kernels::isa::Isa;
-use flexserve_kernels::matmul::{Output, matmul, scale};
+use flexserve_kernels::matmul::{Output, scale};
 use flexserve_kernels::matrix::{Matrix, ShapeError};
 use flexserve_kernels::narrow::narrow;
 use flexserve_kernels::norm::rms_norm;
@@ -17,7 +16,8 @@ use flexserve_kernels::rope::rotate;
 use flexserve_kernels::silu::silu;
 use flexserve_kernels::vector::Vector;
 
-use crate::workers::{Alone, Workers, divide, shared_32, shared_64};
+use crate::products::{multiply, project};
+use crate::workers::{Alone, Workers, divide, shared_64};
 use crate::workspace::{BATCH, Shape, Workspace};
 use crate::{Error, rope, weights};
 
@@ -206,9 +206,12 @@ impl<'m, 'w> Engine<'m, 'w> {
         let norm = weights::vector(&self.model, TensorKind::AttnNorm, layer)?;
         let x = self.normalize(buffers, &norm, 0..tokens, Precision::Outliers)?;
         let (isa, workers, workspace) = (self.isa, self.workers, &mut self.workspace);
-        project(isa, workers, &q, &x, workspace.queries)?;
-        project(isa, workers, &k, &x, workspace.keys)?;
-        project(isa, workers, &v, &x, workspace.values)?;
+        project(
+            isa,
+            workers,
+            &x,
+            [(&q, &mut *workspace.queries), (&k, &mut *workspace.keys), (&v, &mut *workspace.values)],
+        )?;
         self.rotate(tokens);
         for t in 0..tokens {
             self.remember(layer as usize, t)?;
@@ -237,8 +240,7 @@ impl<'m, 'w> Engine<'m, 'w> {
         let x = self.normalize(buffers, &norm, 0..tokens, Precision::Outliers)?;
         let (isa, workers, wide) = (self.isa, self.workers, self.shape.feed_forward);
         let workspace = &mut self.workspace;
-        project(isa, workers, &gate, &x, workspace.gate)?;
-        project(isa, workers, &up, &x, workspace.up)?;
+        project(isa, workers, &x, [(&gate, &mut *workspace.gate), (&up, &mut *workspace.up)])?;
         let mut writer = buffers.writer(isa, tokens, self.inputs(wide))?;
         for t in 0..tokens {
             let workspace = &mut self.workspace;
@@ -295,7 +297,7 @@ impl<'m, 'w> Engine<'m, 'w> {
     fn add_to_residual(&mut self, weights: &Matrix, x: &Activations) -> Result<(), Error> {
         let workspace = &mut self.workspace;
         let output = Output::Add { before: workspace.residual, after: shared_64(workspace.next_residual) };
-        multiply(self.isa, self.workers, weights, x, RESIDUAL_FRAC, output)?;
+        multiply(self.isa, self.workers, x, RESIDUAL_FRAC, &[(weights, output)])?;
         core::mem::swap(&mut workspace.residual, &mut workspace.next_residual);
         Ok(())
     }
@@ -377,38 +379,8 @@ impl<'m, 'w> Engine<'m, 'w> {
         let norm = weights::vector(&self.model, TensorKind::OutputNorm, 0)?;
         self.with_buffers(|engine, buffers| {
             let x = engine.normalize(buffers, &norm, tokens, Precision::Outliers)?;
-            project(engine.isa, engine.workers, &head, &x, out.unwrap_or(engine.workspace.logits))
+            let out = out.unwrap_or(engine.workspace.logits);
+            project(engine.isa, engine.workers, &x, [(&head, out)])
         })
     }
-}
-
-/// [`matmul`] of all rows, divided among the workers.
-fn multiply(
-    isa: Isa,
-    workers: &dyn Workers,
-    weights: &Matrix,
-    x: &Activations,
-    frac: i32,
-    out: Output,
-) -> Result<(), Error> {
-    // If no rows of it fit, no others do, and the other way round.
-    matmul(isa, weights, 0..0, x, frac, out)?;
-    // Kernels for several tokens take two groups at a time.
-    let groups = weights.groups();
-    divide(workers, groups.div_ceil(2), 2 * GROUP * weights.cols() * x.tokens(), |pairs| {
-        let done = matmul(isa, weights, 2 * pairs.start..groups.min(2 * pairs.end), x, frac, out);
-        debug_assert!(done.is_ok());
-    });
-    Ok(())
-}
-
-/// out (tokens, rows) = W x, in Q15.16, saturated.
-fn project(
-    isa: Isa,
-    workers: &dyn Workers,
-    weights: &Matrix,
-    x: &Activations,
-    out: &mut [i32],
-) -> Result<(), Error> {
-    multiply(isa, workers, weights, x, FRAC, Output::Store(shared_32(out)))
 }
