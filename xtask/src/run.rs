@@ -78,6 +78,9 @@ pub struct Options {
     /// Let the guest's clock count instructions, a nanosecond each. Needs `--smp 1`.
     #[arg(skip)]
     pub count_instructions: bool,
+    /// A plugin of the emulator's, with its arguments.
+    #[arg(skip)]
+    pub plugin: Option<String>,
     /// Images that are built elsewhere.
     #[command(flatten)]
     pub images: images::Replacements,
@@ -211,13 +214,15 @@ pub fn boot_into(
     let tables = Tables::read(&images.logs)?;
     let job_file = serde_json::to_vec(job)?;
     let machine = platform.machine()?;
+    let mut extra = if options.count_instructions { COUNT_INSTRUCTIONS.to_vec() } else { Vec::new() };
+    extra.extend(options.plugin.iter().flat_map(|plugin| ["-plugin", plugin]));
     let setup = Setup {
         flash: &images.flash,
         cores: options.smp.unwrap_or(machine.cores),
         memory: options.memory.as_deref().unwrap_or(&machine.memory),
         job: &job_file,
         model,
-        extra: if options.count_instructions { &COUNT_INSTRUCTIONS } else { &[] },
+        extra: &extra,
     };
     let mut qemu = Qemu::start(machine, &setup)?;
     let mut listener = Listener {

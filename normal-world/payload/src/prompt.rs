@@ -218,6 +218,7 @@ pub fn answer(
     let finish = loop {
         timer::arm(mode.period_us);
         let step = session.service(system, &mut interrupted).next(session.id, mode.tokens_per_call);
+        timer::mark();
         timer::disarm();
         gic::acknowledge();
         answer.borrow_mut().drain();

@@ -39,6 +39,12 @@ pub fn now_ns() -> u64 {
     (u128::from(ticks) * 1_000_000_000 / u128::from(frequency())) as u64
 }
 
+/// A moment for an emulator that counts instructions (`xtask/plugin/cores.c`).
+pub fn mark() {
+    // SAFETY: a hint without a meaning does nothing.
+    unsafe { asm!("hint #127", options(nomem, nostack, preserves_flags)) };
+}
+
 fn frequency() -> u64 {
     let hertz: u64;
     // SAFETY: reads a register.

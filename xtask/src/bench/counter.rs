@@ -15,8 +15,6 @@ use std::{
     process::Command,
 };
 
-/// The plugin.
-const PLUGIN: &str = "xtask/plugin/count.c";
 /// The Debian release whose `qemu-user` takes plugins, and plugins of this kind.
 const RELEASE: &str = "bookworm";
 
@@ -54,13 +52,8 @@ impl Counter {
     ///
     /// If there is none that takes plugins, or no C compiler.
     pub fn new(paths: &Paths) -> Result<Self> {
-        let folder = paths.out.join("bench");
-        fs::create_dir_all(&folder)?;
-        let plugin = folder.join("count.so");
-        let mut cc = process::command("cc");
-        cc.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&plugin).arg(paths.root.join(PLUGIN));
-        process::step("Building the counting plugin", &mut cc, &paths.out.join("log/count.log"))?;
-        Ok(Self { qemu: emulator(paths)?, plugin, cache: folder })
+        let plugin = plugin(paths, "count")?;
+        Ok(Self { qemu: emulator(paths)?, plugin, cache: paths.out.join("bench") })
     }
 
     /// Runs `program` on the core that `-cpu` calls `cpu`. What was counted once is not counted again: the same files
@@ -90,6 +83,23 @@ impl Counter {
         crate::paths::write_atomically(&cached, serde_json::to_string(&counts)?.as_bytes())?;
         Ok(counts)
     }
+}
+
+/// Builds `xtask/plugin/NAME.c`.
+///
+/// # Errors
+///
+/// If there is no C compiler.
+pub fn plugin(paths: &Paths, name: &str) -> Result<PathBuf> {
+    let folder = paths.out.join("bench");
+    fs::create_dir_all(&folder)?;
+    let plugin = folder.join(format!("{name}.so"));
+    let mut cc = process::command("cc");
+    cc.args(["-shared", "-fPIC", "-O2", "-o"]).arg(&plugin);
+    cc.arg(paths.root.join(format!("xtask/plugin/{name}.c")));
+    let log = paths.out.join(format!("log/{name}.log"));
+    process::step("Building the counting plugin", &mut cc, &log)?;
+    Ok(plugin)
 }
 
 /// Reads lines of `instructions nanoseconds`, each with the blocks executed before, a line each, behind it.

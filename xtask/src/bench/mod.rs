@@ -1,5 +1,6 @@
 //! `bench`: figures, one row each, by name.
 
+mod cores;
 mod counter;
 mod granules;
 mod kernels;
@@ -56,6 +57,8 @@ enum Bench {
     Tokenizer,
     /// Instructions for each token of a prompt and of an answer, at each ISA level.
     Kernels,
+    /// How many instructions' time a token takes with 1, 2, 3, … cores, behind a short and a long prompt.
+    Cores,
     /// From the prompt to the first token, and tokens per second, by the guest's clock; and the whole machine's instructions.
     Ttft,
 }
@@ -116,6 +119,7 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
             Bench::Accuracy => scripted(scripts::accuracy(paths)?),
             Bench::Tokenizer => scripted(scripts::tokenizer(paths)?),
             Bench::Kernels => kernels::measure(paths, options.level.as_deref(), &mut failures)?,
+            Bench::Cores => cores::measure(paths, &platform)?,
             Bench::Ttft => [ttft(paths, &platform)?, machine(paths, &platform)?].concat(),
         });
     }
