@@ -36,7 +36,7 @@ macro_rules! run {
        $a:literal, $b:literal, $c:literal, $d:literal);+) => {
         asm!(
             ".arch_extension sve2", ".arch_extension i8mm",
-            "ptrue p0.b, vl32", "cmp {length}, #64", "b.ne 4f", "ptrue p0.b, vl64", "4:",
+            "ptrue p0.b, vl32", "cmp {length:x}, #64", "b.ne 4f", "ptrue p0.b, vl64", "4:",
             "mov {next}, {first}", "mov {jump}, {second}",
             $(
                 $go_on,

@@ -328,7 +328,7 @@ fn sizes_that_do_not_fit_are_errors() {
 
     let mut buffers = Buffers::default();
     assert_eq!(buffers.writer(isa, 1, 32).err(), Some(ShapeError));
-    let (mut octets, mut scales, mut sums) = ([0; 128], [0; 32], [0; 8]);
+    let (mut octets, mut scales, mut sums) = ([0; 128], [0; 32], [0; 32]);
     let (mut tokens, mut seconds, mut scratch) = ([[0; 2]; 1], [0; 2], [0; 2]);
     let mut buffers = Buffers {
         octets: &mut octets,

@@ -11,6 +11,9 @@ use crate::Error;
 use crate::engine::FRAC;
 use crate::workers::{Workers, divide, shared_32};
 
+/// Groups that are not divided: kernels take up to so many at a time.
+const TOGETHER: usize = 4;
+
 /// [`matmul`] of all rows of some matrices with as many columns, divided among the workers.
 ///
 /// # Errors
@@ -22,24 +25,23 @@ pub fn multiply(
     frac: i32,
     products: &[(&Matrix, Output)],
 ) -> Result<(), Error> {
-    let (mut pairs, mut cost) = (0, 0);
+    let (mut pieces, mut cost) = (0, 0);
     for &(weights, out) in products {
         // If no rows of it fit, no others do, and the other way round.
         matmul(isa, weights, 0..0, x, frac, out)?;
-        // Kernels for several tokens take two groups at a time.
-        pairs += weights.groups().div_ceil(2);
-        cost = 2 * GROUP * weights.cols() * x.tokens();
+        pieces += weights.groups().div_ceil(TOGETHER);
+        cost = TOGETHER * GROUP * weights.cols() * x.tokens();
     }
-    divide(workers, pairs, cost, |part| {
+    divide(workers, pieces, cost, |part| {
         let mut first = 0;
         for &(weights, out) in products {
-            let groups = |pair: usize| weights.groups().min(2 * pair.saturating_sub(first));
+            let groups = |piece: usize| weights.groups().min(TOGETHER * piece.saturating_sub(first));
             let groups = groups(part.start)..groups(part.end);
             if !groups.is_empty() {
                 let done = matmul(isa, weights, groups, x, frac, out);
                 debug_assert!(done.is_ok());
             }
-            first += weights.groups().div_ceil(2);
+            first += weights.groups().div_ceil(TOGETHER);
         }
     });
     Ok(())

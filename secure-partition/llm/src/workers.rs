@@ -13,9 +13,11 @@ use core::{
 
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Multiply-accumulates of one part, some thousand instructions: far more than it costs to hand a part out, few enough for the last
-/// part not to be waited for long.
-const PART: usize = 1 << 15;
+/// Multiply-accumulates of a part, at least: far more than it costs to begin a part. And at most, if that can be.
+const LEAST: usize = 1 << 15;
+const MOST: usize = 1 << 17;
+/// Parts for each core: few, and the last one is not waited for long.
+const PER_CORE: usize = 4;
 
 /// Whoever computes together with the calling core.
 pub trait Workers: Debug + Sync {
@@ -43,7 +45,13 @@ impl Workers for Alone {
 
 /// Divides `0..items`, each of which costs as much as `cost` multiply-accumulates of a matrix product, among the workers.
 pub(crate) fn divide(workers: &dyn Workers, items: usize, cost: usize, work: impl Fn(Range<usize>) + Sync) {
-    let at_once = if workers.cores() == 1 { items.max(1) } else { (PART / cost.max(1)).max(1) };
+    let at_once = match workers.cores() {
+        1 => items.max(1),
+        cores => {
+            let bound = |part: usize| (part / cost.max(1)).max(1);
+            items.div_ceil(PER_CORE * cores).clamp(bound(LEAST), bound(MOST))
+        }
+    };
     workers.run(items.div_ceil(at_once), &|part| {
         let first = part * at_once;
         work(first..items.min(first + at_once));
@@ -91,7 +99,7 @@ mod tests {
     fn every_item_is_in_one_part() {
         for cores in [1, 2, 8] {
             for items in [0, 1, 2, 9, 97, 3072] {
-                for cost in [0, 1, 9216, PART, usize::MAX] {
+                for cost in [0, 1, 18432, LEAST, MOST, usize::MAX] {
                     let all: Vec<usize> = parts(cores, items, cost).into_iter().flatten().collect();
                     assert_eq!(all, (0..items).collect::<Vec<_>>(), "{items} of {cost} on {cores} cores");
                 }
@@ -102,9 +110,11 @@ mod tests {
     #[test]
     fn parts_are_neither_too_small_nor_too_large() {
         // One core does all at once.
-        assert_eq!(parts(1, 3072, 9216), [0..3072]);
-        assert_eq!(parts(2, 96, 9216).len(), 32);
+        assert_eq!(parts(1, 3072, 18432).len(), 1);
+        // Four for each core, as long as that is worth it.
+        assert_eq!(parts(2, 32, 18432).len(), 8);
+        assert_eq!(parts(8, 32, 18432).len(), 32);
         assert_eq!(parts(2, 9, 10).len(), 1);
-        assert_eq!(parts(2, 9, usize::MAX).len(), 9);
+        assert_eq!(parts(2, 700, 18432).len(), 100);
     }
 }

@@ -20,9 +20,8 @@ const STACK: usize = 64 << 10;
 const PAGE: usize = 4096;
 /// `FFA_MEM_PERM_SET` (DEN0140 v1.2, table 2.37): read-only, never executed.
 const READ_ONLY: u64 = 0b111;
-/// Turns for which a context looks before it sleeps: longer than what one core does alone between two jobs, as a job follows the
-/// last one, and to wake up takes thousands of instructions.
-const PATIENCE: usize = 4000;
+/// Turns for which a context looks before it sleeps: some microseconds, as a job follows the last one.
+const PATIENCE: usize = 200;
 
 #[repr(C, align(4096))]
 struct Stacks(UnsafeCell<[[u8; STACK]; MAX_CORES]>);
