@@ -58,16 +58,27 @@ pub(crate) struct Tile<'a> {
     pub scales_stride: usize,
     /// Entries.
     pub run: Run<'a>,
+    /// Whether there are no sums yet that the products are added to.
+    fresh: bool,
 }
+
+/// Sums of a tile that there is nothing of yet.
+static ZEROS: [[i64; GROUP]; 8] = [[0; GROUP]; 8];
 
 impl<'a> Tile<'a> {
     /// A run of entries of tokens from `token` on. `blocks` are those of the run.
     #[inline(always)]
-    fn new(blocks: &[Block], x: &Activations, token: usize, run: Run<'a>) -> Self {
+    fn new(blocks: &[Block], x: &Activations, token: usize, run: Run<'a>, fresh: bool) -> Self {
         assert!(run.count > 0 && run.span() <= blocks.len(), "blocks of the strip");
         let (octets, scales) = x.place(token, run.entry);
         let (octets_stride, scales_stride) = (x.octets_stride(), x.scales_stride());
-        Self { blocks: blocks.as_ptr(), octets, octets_stride, scales, scales_stride, run }
+        Self { blocks: blocks.as_ptr(), octets, octets_stride, scales, scales_stride, run, fresh }
+    }
+
+    /// What the products are added to before they are stored at `sums`.
+    #[inline(always)]
+    pub const fn before(&self, sums: *const i64) -> *const i64 {
+        if self.fresh { ZEROS.as_ptr().cast() } else { sums }
     }
 
     /// The first group's weights and scales of the first block, from `weights` and `scales` bytes on.
@@ -96,19 +107,22 @@ pub(crate) unsafe fn multiply(
     let mut strip = [[Slot { weights: [0; OCTETS], scales: [0; 2 * GROUP] }; GROUPS]; CHUNK];
     let mut sums = [[[0; GROUP]; TOKENS]; GROUPS];
     let all = x.cols() / BLOCK;
+    let scalable = matches!(kernel, Kernel::Sve32 | Kernel::Sve64);
     for first in (0..x.tokens()).step_by(TOKENS) {
         let tokens = first..x.tokens().min(first + TOKENS);
         let powers = &minima::powers(x, first, tokens.end);
         for index in groups.clone().step_by(at_once) {
             let here = index..groups.end.min(index + at_once);
             let in_groups = weights.groups_in(here.clone());
-            if weights.format() == Format::Q4Min && matches!(kernel, Kernel::Sve32 | Kernel::Sve64) {
+            if weights.format() == Format::Q4Min && scalable {
                 // SAFETY: the caller's promise.
                 unsafe { sve_minima::of_tokens(kernel, in_groups, x, tokens.clone(), powers, &mut sums) };
-            } else {
-                in_groups
-                    .zip(&mut sums)
-                    .for_each(|(group, sums)| minima::of_tokens(&group, x, tokens.clone(), powers, sums));
+            } else if weights.format() == Format::Q4Min {
+                for (group, sums) in in_groups.zip(&mut sums) {
+                    minima::of_tokens(&group, x, tokens.clone(), powers, sums);
+                }
+            } else if scalable {
+                sums.iter_mut().for_each(|sums| sums[..tokens.len()].fill([0; GROUP]));
             }
             for start in (0..all).step_by(CHUNK) {
                 let blocks = start..all.min(start + CHUNK);
@@ -150,8 +164,10 @@ unsafe fn multiply_strip(
         let left = tokens.end - token;
         let at = token - tokens.start;
         let mut done = 0;
+        let mut fresh = blocks.start == 0 && format != Format::Q4Min;
         for run in x.runs(token, blocks.clone()).into_iter().flatten() {
-            let tile = Tile::new(&strip[run.block - blocks.start..], x, token, run);
+            let tile = Tile::new(&strip[run.block - blocks.start..], x, token, run, fresh);
+            fresh = false;
             let [first, second] = sums.each_mut().map(|sums| &mut sums[at..]);
             // SAFETY: the caller's promise.
             done = unsafe {

@@ -30,9 +30,8 @@ macro_rules! tile {
         asm!(
             ".arch_extension i8mm",
             $(
-                concat!("add {at}, {sums}, #", $at),
-                "ldp q12, q13, [{at}]",
-                "ldp q14, q15, [{at}, #64]",
+                concat!("ldp q12, q13, [{before}, #", $at, "]"),
+                concat!("ldp q14, q15, [{before}, #", $at, " + 64]"),
                 concat!("zip1 ", $a, ".2d, v12.2d, v14.2d"),
                 concat!("zip2 ", $b, ".2d, v12.2d, v14.2d"),
                 concat!("zip1 ", $c, ".2d, v13.2d, v15.2d"),
@@ -61,13 +60,12 @@ macro_rules! tile {
             "b.ne 2b",
             jump!(weights, scales),
             $(
-                concat!("add {at}, {sums}, #", $at),
                 concat!("zip1 v12.2d, ", $a, ".2d, ", $b, ".2d"),
                 concat!("zip1 v13.2d, ", $c, ".2d, ", $d, ".2d"),
                 concat!("zip2 v14.2d, ", $a, ".2d, ", $b, ".2d"),
                 concat!("zip2 v15.2d, ", $c, ".2d, ", $d, ".2d"),
-                "stp q12, q13, [{at}]",
-                "stp q14, q15, [{at}, #64]",
+                concat!("stp q12, q13, [{sums}, #", $at, "]"),
+                concat!("stp q14, q15, [{sums}, #", $at, " + 64]"),
             )+
             weights = inout(reg) $weights => _, scales = inout(reg) $scales => _,
             bytes = in(reg) STRIDE, stride = const STRIDE,
@@ -75,7 +73,7 @@ macro_rules! tile {
             jumps = inout(reg) $tile.run.jumps.as_ptr() => _, here = inout(reg) $tile.run.block + $tile.run.count => _,
             next = out(reg) _, jump = out(reg) _,
             a = inout(reg) $tile.scales => _, a_stride = in(reg) 4 * $tile.scales_stride,
-            sums = in(reg) $sums, at = out(reg) _,
+            before = in(reg) $tile.before($sums), sums = in(reg) $sums,
             x = inout(reg) $tile.octets => _, rest = in(reg) $tile.octets_stride.wrapping_sub(4 * BLOCK),
             out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
             out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,

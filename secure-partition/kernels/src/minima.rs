@@ -6,7 +6,7 @@ use core::ops::Range;
 
 use crate::activations::Activations;
 use crate::batch::{Sums, TOKENS};
-use crate::format::{BLOCK, GROUP, SCALES};
+use crate::format::{BLOCK, SCALES};
 use crate::matrix::Group;
 use crate::neon::{RowSums, no_rows};
 
@@ -120,7 +120,7 @@ pub(crate) fn powers(x: &Activations, first: usize, end: usize) -> [i32; TOKENS]
     core::array::from_fn(|i| 1 << (7 + x.sum_shift(end.min(first + i + 1) - 1)))
 }
 
-/// Starts the sums: products of a group's minima with block sums, times `powers`.
+/// Starts the sums: products of a group's minima, which its format has, with block sums, times `powers`.
 pub(crate) fn of_tokens(
     group: &Group,
     x: &Activations,
@@ -128,10 +128,6 @@ pub(crate) fn of_tokens(
     powers: &[i32; TOKENS],
     out: &mut Sums,
 ) {
-    if !group.has_minima() {
-        out.fill([0; GROUP]);
-        return;
-    }
     assert!(tokens.len() <= TOKENS && TOKENS.is_multiple_of(FOUR), "tokens that there are sums of");
     let blocks = x.cols() / BLOCK;
     let mut start = 0;

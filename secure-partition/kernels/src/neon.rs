@@ -273,13 +273,15 @@ pub(crate) fn finish(
         unsafe { words_sve::finish(sums, head, heads, frac, out, at, stride) };
         return true;
     }
+    // SAFETY: NEON is there.
+    let left = shifts.map(|shift| unsafe { vsubq_s64(vdupq_n_s64(frac.into()), shift) });
     let scaled = |sums: &[i64; GROUP], exponent: i32| {
         let mut rows = no_rows();
         // SAFETY: NEON is there; the loads are of 8 sums.
         unsafe {
-            let left = vdupq_n_s64(i64::from(frac) - i64::from(exponent));
-            for ((row, shift), sums) in rows.iter_mut().zip(shifts).zip(sums.as_chunks::<2>().0) {
-                *row = vrshlq_s64(vld1q_s64(sums.as_ptr()), vsubq_s64(left, shift));
+            let exponent = vdupq_n_s64(exponent.into());
+            for ((row, left), sums) in rows.iter_mut().zip(left).zip(sums.as_chunks::<2>().0) {
+                *row = vrshlq_s64(vld1q_s64(sums.as_ptr()), vsubq_s64(left, exponent));
             }
         }
         rows

@@ -54,7 +54,7 @@ macro_rules! tile {
      $($a:literal, $low:literal, $high:literal, $low_q:literal, $high_q:literal, $at:literal);+) => {
         asm!(
             ".arch_extension dotprod",
-            $(concat!("ldp ", $low_q, ", ", $high_q, ", [{sums}, #", $at, "]"),)+
+            $(concat!("ldp ", $low_q, ", ", $high_q, ", [{before}, #", $at, "]"),)+
             "2:",
             "ld1 {{v4.16b, v5.16b, v6.16b, v7.16b}}, [{weights}], #64",
             "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{weights}], {weights_stride}",
@@ -78,7 +78,7 @@ macro_rules! tile {
             next = out(reg) _, jump = out(reg) _,
             a = inout(reg) $tile.scales => _, a_stride = in(reg) 4 * $tile.scales_stride,
             x = inout(reg) $tile.octets => _, rest = in(reg) $tile.octets_stride.wrapping_sub(HALF * BLOCK),
-            sums = in(reg) $sums,
+            before = in(reg) $tile.before($sums), sums = in(reg) $sums,
             out("v0") _, out("v1") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
             out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
             out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
