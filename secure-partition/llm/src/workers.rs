@@ -46,7 +46,7 @@ impl Workers for Alone {
 /// Divides `0..items`, each of which costs as much as `cost` multiply-accumulates of a matrix product, among the workers.
 pub(crate) fn divide(workers: &dyn Workers, items: usize, cost: usize, work: impl Fn(Range<usize>) + Sync) {
     let at_once = match workers.cores() {
-        1 => items.max(1),
+        0 | 1 => items.max(1),
         cores => {
             let bound = |part: usize| (part / cost.max(1)).max(1);
             items.div_ceil(PER_CORE * cores).clamp(bound(LEAST), bound(MOST))
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn every_item_is_in_one_part() {
-        for cores in [1, 2, 8] {
+        for cores in [0, 1, 2, 8] {
             for items in [0, 1, 2, 9, 97, 3072] {
                 for cost in [0, 1, 18432, LEAST, MOST, usize::MAX] {
                     let all: Vec<usize> = parts(cores, items, cost).into_iter().flatten().collect();
