@@ -47,6 +47,8 @@ pub enum Precision {
     /// Those whose largest magnitude is over twice the mean of that of all blocks: most of what rounding to octets costs a
     /// language model is in the few channels that are large in every token.
     Outliers,
+    /// The same, over four times that mean: for inputs whose outliers are elsewhere in each token, which would be many for a tile.
+    Peaks,
     /// All: 16 bits.
     Words,
 }

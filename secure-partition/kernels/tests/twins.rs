@@ -39,7 +39,8 @@ fn isas() -> Vec<Isa> {
     isas
 }
 
-const PRECISIONS: [Precision; 3] = [Precision::Octets, Precision::Outliers, Precision::Words];
+const PRECISIONS: [Precision; 4] =
+    [Precision::Octets, Precision::Peaks, Precision::Outliers, Precision::Words];
 
 /// Writes down tokens, in buffers of just the length that they need, and hands them over.
 fn with_activations<T>(

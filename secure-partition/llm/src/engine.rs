@@ -247,7 +247,7 @@ impl<'m, 'w> Engine<'m, 'w> {
             let gate = &workspace.gate[t * wide..][..wide];
             let up = &workspace.up[t * wide..][..wide];
             let frac = silu(self.isa, gate, up, &mut workspace.inputs[..wide])?;
-            self.put(&mut writer, wide, frac, Precision::Octets)?;
+            self.put(&mut writer, wide, frac, Precision::Peaks)?;
         }
         self.add_to_residual(&down, &writer.finish()?)
     }

@@ -187,10 +187,12 @@ impl<'b> Writer<'b, '_> {
             *largest = rounded(*largest, shift);
             total += i64::from(*largest);
         }
+        let times_mean = |factor: i64| (factor * total / blocks.max(1) as i64) as i32;
         // Blocks whose largest mantissa is beyond it have second entries.
         let limit = match precision {
             Precision::Octets => i32::MAX,
-            Precision::Outliers => (2 * total / blocks.max(1) as i64) as i32,
+            Precision::Outliers => times_mean(2),
+            Precision::Peaks => times_mean(4),
             Precision::Words => -1,
         };
         let token_blocks = Blocks { values, largest, sums, shift, limit };
@@ -395,7 +397,8 @@ mod tests {
 
     const V16: Layout = Layout::Rows(Order::V16);
     const LAYOUTS: [Layout; 4] = [V16, Layout::Rows(Order::V32), Layout::Rows(Order::V64), Layout::Pairs];
-    const PRECISIONS: [Precision; 3] = [Precision::Octets, Precision::Outliers, Precision::Words];
+    const PRECISIONS: [Precision; 4] =
+        [Precision::Octets, Precision::Peaks, Precision::Outliers, Precision::Words];
     const COLS: usize = 3 * BLOCK;
     const LARGEST: i32 = MANTISSA_MAX as i32;
     type Values = [i32; COLS];
