@@ -26,6 +26,7 @@ use crate::isa::Isa;
 #[cfg(target_arch = "aarch64")]
 use crate::isa::Kernel;
 use crate::matrix::ShapeError;
+use crate::word::high;
 
 /// Most dimensions of a head.
 pub const HEAD_DIM_MAX: usize = 256;
@@ -57,13 +58,6 @@ pub(crate) const SCORE_MIN: i32 = -1 << 30;
 /// `(2^t - 1) / t` of t in 0..1, from the highest power of t on, Q2.30: relative error of 2^t below 2^-23.
 pub(crate) const EXP2: [i32; 5] = [2_004_816, 9_681_962, 59_914_701, 257_874_615, 744_265_554];
 
-/// `(a * b) / 2^31`, rounded: the instruction SQRDMULH, where not both are -2^31.
-#[must_use]
-#[inline(always)]
-pub(crate) const fn product(a: i32, b: i32) -> i32 {
-    ((a as i64 * b as i64 + (1 << 30)) >> 31) as i32
-}
-
 /// `2^x` of x <= 0 in Q15.16, as Q2.30. Relative error below 2^-21, absolute below 2^-30 + that.
 #[must_use]
 #[inline]
@@ -75,10 +69,10 @@ pub const fn exp2(x: i32) -> i64 {
     let mut sum = EXP2[0];
     let mut i = 1;
     while i < EXP2.len() {
-        sum = EXP2[i] + product(sum, t);
+        sum = EXP2[i] + high(sum, t);
         i += 1;
     }
-    let mantissa = ONE + product(sum, t) as i64;
+    let mantissa = ONE + high(sum, t) as i64;
     mantissa >> if whole < 0 { -whole } else { 0 }
 }
 
@@ -110,7 +104,7 @@ pub(crate) trait Loops {
     /// of [`CHUNK`].
     unsafe fn mix<const N: usize>(weights: [&[i8]; 2], values: &[i8], cols: usize, first: usize) -> [i32; N];
 
-    /// Writes [`product`]s of sums and a factor, times 2^shift.
+    /// Writes products of sums and a factor, [`high`], times 2^shift.
     ///
     /// # Safety
     /// The CPU has the instructions; there are not fewer sums than results.

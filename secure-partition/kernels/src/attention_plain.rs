@@ -1,7 +1,8 @@
 //! Attention's loops in plain Rust.
 
-use crate::attention::{COLS_MAX, Loops, Query, SCORE_MIN, Softened, exp2, product};
+use crate::attention::{COLS_MAX, Loops, Query, SCORE_MIN, Softened, exp2};
 use crate::cache::{POSITIONS, Rows, exponent};
+use crate::word::{self, shifted};
 
 /// On any CPU.
 pub(crate) struct Plain;
@@ -37,7 +38,7 @@ impl Loops for Plain {
                 }
             }
             for ((score, sum), &scale) in scores.iter_mut().zip(sums).zip(scales) {
-                *score = shifted(product(sum, scale), exponent(scale) + query.exponent).max(SCORE_MIN);
+                *score = shifted(word::high(sum, scale), exponent(scale) + query.exponent).max(SCORE_MIN);
             }
         }
         let (scores, spare) = scores.split_at_mut(positions);
@@ -49,7 +50,7 @@ impl Loops for Plain {
         let mut softened = Softened { sum: 0, weights: 0, largest: 0 };
         for (score, &scale) in scores.iter_mut().zip(scales) {
             let weight = exp2(score.saturating_sub(largest)) as i32;
-            *score = shifted(product(weight, scale), exponent(scale) - top);
+            *score = shifted(word::high(weight, scale), exponent(scale) - top);
             softened.sum += i64::from(weight);
             softened.weights += i64::from(*score);
             softened.largest = softened.largest.max(*score);
@@ -78,25 +79,7 @@ impl Loops for Plain {
     unsafe fn finish(sums: &[i32], (factor, shift): (i32, i32), out: &mut [i64]) {
         let (up, down) = (shift.clamp(0, 63), (-shift).clamp(0, 63));
         for (out, &sum) in out.iter_mut().zip(sums) {
-            *out = (i64::from(product(sum, factor)) << up) >> down;
+            *out = (i64::from(word::high(sum, factor)) << up) >> down;
         }
-    }
-}
-
-/// `value * 2^shift`, rounded and saturated: the instruction SQRSHL.
-#[inline(always)]
-const fn shifted(value: i32, shift: i32) -> i32 {
-    let value = value as i64;
-    if shift < 0 {
-        let down = if shift < -40 { 40 } else { -shift };
-        return ((value + (1 << (down - 1))) >> down) as i32;
-    }
-    let value = value << if shift > 32 { 32 } else { shift };
-    if value > i32::MAX as i64 {
-        i32::MAX
-    } else if value < i32::MIN as i64 {
-        i32::MIN
-    } else {
-        value as i32
     }
 }

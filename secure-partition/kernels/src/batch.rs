@@ -107,21 +107,20 @@ pub(crate) unsafe fn multiply(
     let mut strip = [[Slot { weights: [0; OCTETS], scales: [0; 2 * GROUP] }; GROUPS]; CHUNK];
     let mut sums = [[[0; GROUP]; TOKENS]; GROUPS];
     let all = x.cols() / BLOCK;
-    let scalable = matches!(kernel, Kernel::Sve32 | Kernel::Sve64);
     for first in (0..x.tokens()).step_by(TOKENS) {
         let tokens = first..x.tokens().min(first + TOKENS);
         let powers = &minima::powers(x, first, tokens.end);
         for index in groups.clone().step_by(at_once) {
             let here = index..groups.end.min(index + at_once);
             let in_groups = weights.groups_in(here.clone());
-            if weights.format() == Format::Q4Min && scalable {
+            if weights.format() == Format::Q4Min && kernel.scalable() {
                 // SAFETY: the caller's promise.
                 unsafe { sve_minima::of_tokens(kernel, in_groups, x, tokens.clone(), powers, &mut sums) };
             } else if weights.format() == Format::Q4Min {
                 for (group, sums) in in_groups.zip(&mut sums) {
                     minima::of_tokens(&group, x, tokens.clone(), powers, sums);
                 }
-            } else if scalable {
+            } else if kernel.scalable() {
                 sums.iter_mut().for_each(|sums| sums[..tokens.len()].fill([0; GROUP]));
             }
             for start in (0..all).step_by(CHUNK) {
@@ -175,10 +174,10 @@ unsafe fn multiply_strip(
                     Kernel::Dotprod if left > 4 => tile::tile::<8>(dots, &tile, first),
                     Kernel::I8mm if left > 4 => i8mm::tile::<4>(&tile, first),
                     Kernel::I8mm => i8mm::tile::<2>(&tile, first),
-                    Kernel::Sve32 | Kernel::Sve64 if left > 4 => {
+                    _ if kernel.scalable() && left > 4 => {
                         sve_batch::tile::<4>(kernel, &tile, [first, second])
                     }
-                    Kernel::Sve32 | Kernel::Sve64 => sve_batch::tile::<1>(kernel, &tile, [first, second]),
+                    _ if kernel.scalable() => sve_batch::tile::<1>(kernel, &tile, [first, second]),
                     _ => tile::tile::<4>(dots, &tile, first),
                 }
             };

@@ -71,7 +71,7 @@ impl Isa {
     /// Whether there are scalable vectors.
     #[cfg(target_arch = "aarch64")]
     pub(crate) const fn scalable(self) -> bool {
-        matches!(self.0, Kernel::Sve32 | Kernel::Sve64)
+        self.0.scalable()
     }
 
     /// The kernels that serve it.
@@ -140,4 +140,12 @@ pub(crate) enum Kernel {
     Sve32,
     /// `FEAT_SVE2` and `FEAT_I8MM`, vectors of 64 bytes or more, of which 64 are used.
     Sve64,
+}
+
+impl Kernel {
+    /// Whether its vectors are scalable.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) const fn scalable(self) -> bool {
+        matches!(self, Self::Sve32 | Self::Sve64)
+    }
 }

@@ -201,6 +201,13 @@ macro_rules! token {
     };
 }
 
+/// [`four`] of four tokens, whose block sums are in v8 to v11 and whose products in v16 to v23.
+macro_rules! four_tokens {
+    ($at:tt) => {
+        four!($at; "v8" "v16" "v17", "v9" "v18" "v19", "v10" "v20" "v21", "v11" "v22" "v23")
+    };
+}
+
 /// Four tokens' sums of rows, for all of which {minima} are loaded once.
 macro_rules! fours {
     ($how:ident, $operands:ident) => {
@@ -214,16 +221,16 @@ macro_rules! fours {
             "2:",
             "ldr q8, [{a}], #16", "ldr q9, [{b}], #16", "ldr q10, [{c}], #16", "ldr q11, [{d}], #16",
             "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{m}], #64",
-            four!(0; "v8" "v16" "v17", "v9" "v18" "v19", "v10" "v20" "v21", "v11" "v22" "v23"),
+            four_tokens!(0),
             "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{m}], #64",
-            four!(4; "v8" "v16" "v17", "v9" "v18" "v19", "v10" "v20" "v21", "v11" "v22" "v23"),
+            four_tokens!(4),
             "subs {left}, {left}, #1",
             "b.ne 2b",
             "3:",
             "cbz {half}, 5f",
             "ldr d8, [{a}]", "ldr d9, [{b}]", "ldr d10, [{c}]", "ldr d11, [{d}]",
             "ld1 {{v0.8h, v1.8h, v2.8h, v3.8h}}, [{m}]",
-            four!(0; "v8" "v16" "v17", "v9" "v18" "v19", "v10" "v20" "v21", "v11" "v22" "v23"),
+            four_tokens!(0),
             "5:",
             "ldr q0, [{powers}], #16",
             token!($how "v16", "v17", 0), token!($how "v18", "v19", 1),

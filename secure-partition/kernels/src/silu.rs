@@ -6,6 +6,7 @@
 //!
 //! Everything is in words and done by SQRDMULH and the like: `neon` does the same with four at a time.
 
+use crate::attention;
 use crate::isa::Isa;
 use crate::matrix::ShapeError;
 use crate::word::{high, largest, reciprocal, room, rounded, up};
@@ -16,7 +17,7 @@ use crate::words_sve;
 pub const FRAC: i32 = 16;
 
 /// -log2(e), Q1.30.
-pub(crate) const LOG2_E: i32 = -1_549_082_005;
+pub(crate) const LOG2_E: i32 = -(((attention::LOG2_E + (1 << 29)) >> 30) as i32);
 /// `2^(u/2)` of u in -1..1 as a polynomial, Q1.30, lowest term first. Off by less than 2^-18; 2^0 is just below 1, so that
 /// `1 + e` is below 2.
 pub(crate) const POWER: [i32; 5] = [(1 << 30) - 1, 372_118_218, 64_489_199, 7_503_633, 643_094];

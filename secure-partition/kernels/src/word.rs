@@ -18,6 +18,24 @@ pub(crate) const fn rounded(value: i32, shift: i32) -> i32 {
     }
 }
 
+/// SQRSHL: `value * 2^shift`, rounded to nearest, halves up, saturated.
+#[inline(always)]
+pub(crate) const fn shifted(value: i32, shift: i32) -> i32 {
+    let value = value as i64;
+    if shift < 0 {
+        let down = if shift < -40 { 40 } else { -shift };
+        return ((value + (1 << (down - 1))) >> down) as i32;
+    }
+    let value = value << if shift > 32 { 32 } else { shift };
+    if value > i32::MAX as i64 {
+        i32::MAX
+    } else if value < i32::MIN as i64 {
+        i32::MIN
+    } else {
+        value as i32
+    }
+}
+
 /// SQSHL by a constant: `value * 2^shift`, saturated.
 #[inline]
 pub(crate) const fn up(value: i32, shift: u32) -> i32 {
