@@ -4,7 +4,8 @@
 //! | kernels | a strip's weights |
 //! |---|---|
 //! | Armv8.0-A, `FEAT_DotProd` | (2 x 4 rows, 8 x 4 columns): 4 rows of 4 columns a vector |
-//! | `FEAT_I8MM`, SVE | (4 x 8 columns, 4 x 2 rows): 2 rows of 8 columns for each 16 bytes of a vector |
+//! | `FEAT_I8MM` | (2 x 4 rows, 4 x 8 columns, 2 rows): 2 rows of 8 columns a vector |
+//! | SVE | (4 x 8 columns, 4 x 2 rows): the same for each 16 bytes of a vector |
 
 use core::arch::aarch64::*;
 use core::ops::Range;
@@ -34,7 +35,7 @@ pub(crate) type Block = [Slot; GROUPS];
 #[derive(Clone, Copy)]
 pub(crate) struct Slot {
     weights: [u8; OCTETS],
-    /// One a row; or for `FEAT_I8MM` and SVE (4 x 2 rows), each twice.
+    /// One a row; or for SVE (4 x 2 rows), each twice.
     scales: [i32; 2 * GROUP],
 }
 
@@ -197,18 +198,23 @@ fn unpack(kernel: Kernel, group: &Group, blocks: Range<usize>, strip: &mut Strip
         // SAFETY: every AArch64 target of this crate has NEON; the stores are into as many bytes.
         unsafe {
             let words = words(block).map(|words| vmulq_n_s32(words, factor));
-            if matches!(kernel, Kernel::Neon | Kernel::Dotprod) {
-                for (out, &w) in out.weights.chunks_exact_mut(16).zip(halves.as_flattened()) {
-                    vst1q_s8(out.as_mut_ptr().cast(), w);
+            match kernel {
+                Kernel::I8mm => by_pair(halves, &mut out.weights, NIBBLES, BLOCK),
+                _ if kernel.scalable() => by_pair(halves, &mut out.weights, BLOCK, 2 * BLOCK),
+                _ => {
+                    for (out, &w) in out.weights.chunks_exact_mut(16).zip(halves.as_flattened()) {
+                        vst1q_s8(out.as_mut_ptr().cast(), w);
+                    }
                 }
-                vst1q_s32(out.scales[..4].as_mut_ptr(), words[0]);
-                vst1q_s32(out.scales[4..].as_mut_ptr(), words[1]);
-            } else {
-                by_pair(halves, &mut out.weights);
+            }
+            if kernel.scalable() {
                 for (out, words) in out.scales.chunks_exact_mut(2 * HALF).zip(words) {
                     vst1q_s32(out[..4].as_mut_ptr(), vzip1q_s32(words, words));
                     vst1q_s32(out[4..].as_mut_ptr(), vzip2q_s32(words, words));
                 }
+            } else {
+                vst1q_s32(out.scales[..4].as_mut_ptr(), words[0]);
+                vst1q_s32(out.scales[4..].as_mut_ptr(), words[1]);
             }
         }
     }
@@ -231,12 +237,12 @@ fn nibble_rows(bytes: &[u8], excess: i8) -> [Weights; 2] {
     }
 }
 
-/// Pairs of rows, 8 columns of each.
+/// Pairs of rows, 8 columns of each; the bytes from a half of the rows to the other, and from eight columns to the next.
 #[inline(always)]
-unsafe fn by_pair(halves: [Weights; 2], out: &mut [u8; OCTETS]) {
+unsafe fn by_pair(halves: [Weights; 2], out: &mut [u8; OCTETS], each_half: usize, each_eight: usize) {
     for (half, weights) in halves.iter().enumerate() {
         for (eight, columns) in weights.chunks_exact(2).enumerate() {
-            let out = &mut out[eight * 2 * BLOCK + half * BLOCK..][..BLOCK];
+            let out = &mut out[eight * each_eight + half * each_half..][..BLOCK];
             // SAFETY: NEON is there; the stores are into 32 bytes.
             unsafe {
                 let [a, b] = [vreinterpretq_s32_s8(columns[0]), vreinterpretq_s32_s8(columns[1])];

@@ -11,16 +11,16 @@ use crate::neon::{RowSums, store};
 /// Dot products of four rows in v4 to v11 with an entry's octets in v0 and v1. What they are added to comes first: zeros, or what
 /// an instruction makes of $from.
 macro_rules! four_rows {
-    ($sum:literal) => {
-        four_rows!($sum, "movi", ".2d, #0")
+    ($sum:literal, $x:literal, $y:literal) => {
+        four_rows!($sum, $x, $y, "movi", ".2d, #0")
     };
-    ($sum:literal, $start:literal, $from:literal) => {
+    ($sum:literal, $x:literal, $y:literal, $start:literal, $from:literal) => {
         concat!(
             $start, " ", $sum, $from, "\n",
-            four_rows!(@ $sum, "v4", "v0", 0), four_rows!(@ $sum, "v5", "v0", 1),
-            four_rows!(@ $sum, "v6", "v0", 2), four_rows!(@ $sum, "v7", "v0", 3),
-            four_rows!(@ $sum, "v8", "v1", 0), four_rows!(@ $sum, "v9", "v1", 1),
-            four_rows!(@ $sum, "v10", "v1", 2), four_rows!(@ $sum, "v11", "v1", 3)
+            four_rows!(@ $sum, "v4", $x, 0), four_rows!(@ $sum, "v5", $x, 1),
+            four_rows!(@ $sum, "v6", $x, 2), four_rows!(@ $sum, "v7", $x, 3),
+            four_rows!(@ $sum, "v8", $y, 0), four_rows!(@ $sum, "v9", $y, 1),
+            four_rows!(@ $sum, "v10", $y, 2), four_rows!(@ $sum, "v11", $y, 3)
         )
     };
     (@ $sum:literal, $w:literal, $x:literal, $lane:literal) => {
@@ -51,12 +51,12 @@ macro_rules! nibbles {
     ($block:ident, $start:literal, $from:literal) => {
         concat!(
             load_rows!($block),
-            four_rows!("v12", $start, $from),
+            four_rows!("v12", "v0", "v1", $start, $from),
             "and v4.16b, v4.16b, v24.16b\nand v5.16b, v5.16b, v24.16b\n",
             "and v6.16b, v6.16b, v24.16b\nand v7.16b, v7.16b, v24.16b\n",
             "and v8.16b, v8.16b, v24.16b\nand v9.16b, v9.16b, v24.16b\n",
             "and v10.16b, v10.16b, v24.16b\nand v11.16b, v11.16b, v24.16b\n",
-            four_rows!("v13", $start, $from),
+            four_rows!("v13", "v0", "v1", $start, $from),
             "sub v12.4s, v12.4s, v13.4s\n"
         )
     };
@@ -72,7 +72,12 @@ macro_rules! symmetric {
 /// The same of octets.
 macro_rules! octets {
     ($block:ident) => {
-        concat!(load_rows!($block), four_rows!("v12"), load_rows!($block), four_rows!("v13"))
+        concat!(
+            load_rows!($block),
+            four_rows!("v12", "v0", "v1"),
+            load_rows!($block),
+            four_rows!("v13", "v0", "v1")
+        )
     };
 }
 

@@ -4,76 +4,65 @@ use core::arch::asm;
 
 use crate::activations::jump;
 use crate::batch::{STRIDE, Tile};
-use crate::format::{BLOCK, GROUP, HALF};
+use crate::format::{BLOCK, GROUP, HALF, NIBBLES};
 
-/// Dot products of four rows in v0 to v7 with an entry of a pair of tokens, to v12 and v13.
-macro_rules! four_rows {
-    () => {
+/// Dot products of four rows in v0 to v7 with an entry of a pair of tokens, times the scales in `$a`, added to the sums of a row in
+/// each of four registers. The weights are in v0 to v7, a pair of rows in even ones and the other in odd ones, and the rows' scales in
+/// v15; `$load` loads the pair's own between the two.
+macro_rules! pair {
+    ($load:expr, $a:literal, $r0:literal, $r1:literal, $r2:literal, $r3:literal) => {
         concat!(
-            "movi v12.2d, #0\nmovi v13.2d, #0\n",
+            "movi v13.2d, #0\nmovi v14.2d, #0\n",
             "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{x}], #64\n",
-            four_rows!(@ "v8", "v0", "v1"), four_rows!(@ "v9", "v2", "v3"),
-            four_rows!(@ "v10", "v4", "v5"), four_rows!(@ "v11", "v6", "v7")
+            pair!(@ "v8", "v0", "v1"), pair!(@ "v9", "v2", "v3"), pair!(@ "v10", "v4", "v5"), pair!(@ "v11", "v6", "v7"),
+            $load, "mul v13.4s, v13.4s, ", $a, ".4s\nmul v14.4s, v14.4s, ", $a, ".4s\n",
+            "smlal ", $r0, ".2d, v13.2s, v15.s[0]\nsmlal2 ", $r1, ".2d, v13.4s, v15.s[1]\n",
+            "smlal ", $r2, ".2d, v14.2s, v15.s[2]\nsmlal2 ", $r3, ".2d, v14.4s, v15.s[3]\n"
         )
     };
     (@ $x:literal, $a:literal, $b:literal) => {
-        concat!("smmla v12.4s, ", $a, ".16b, ", $x, ".16b\nsmmla v13.4s, ", $b, ".16b, ", $x, ".16b\n")
+        concat!("smmla v13.4s, ", $a, ".16b, ", $x, ".16b\nsmmla v14.4s, ", $b, ".16b, ", $x, ".16b\n")
     };
 }
 
-/// Four rows and some pairs of tokens: for each, the bytes from `$sums` to its sums and from an entry's scales to its
-/// own, and registers for the sums of each row. In one piece, as the compiler would keep the sums in memory. The weights are in
-/// v0 to v7, a pair of rows in even ones and the other in odd ones.
+/// Four rows and some pairs of tokens, two at a time: how {a} goes on behind their scales, and registers for the sums of each row of
+/// the first pair, and of the second. In one piece, as the compiler would keep the sums in memory.
 macro_rules! tile {
-    ($next:expr, $weights:ident, $scales:ident, $tile:ident, $sums:ident;
-     $($at:literal, $a_at:literal, $a:literal, $b:literal, $c:literal, $d:literal);+) => {
+    ($next:expr, $weights:ident, $scales:ident, $tile:ident, $sums:ident, $pairs:expr;
+     $($go_on:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal, $g:literal, $h:literal);+) => {
         asm!(
             ".arch_extension i8mm",
             $(
-                concat!("ldp q12, q13, [{before}, #", $at, "]"),
-                concat!("ldp q14, q15, [{before}, #", $at, " + 64]"),
-                concat!("zip1 ", $a, ".2d, v12.2d, v14.2d"),
-                concat!("zip2 ", $b, ".2d, v12.2d, v14.2d"),
-                concat!("zip1 ", $c, ".2d, v13.2d, v15.2d"),
-                concat!("zip2 ", $d, ".2d, v13.2d, v15.2d"),
+                concat!("ld4 {{", $a, ".d, ", $b, ".d, ", $c, ".d, ", $d, ".d}}[0], [{before}], {row}"),
+                concat!("ld4 {{", $a, ".d, ", $b, ".d, ", $c, ".d, ", $d, ".d}}[1], [{before}], {row}"),
+                concat!("ld4 {{", $e, ".d, ", $f, ".d, ", $g, ".d, ", $h, ".d}}[0], [{before}], {row}"),
+                concat!("ld4 {{", $e, ".d, ", $f, ".d, ", $g, ".d, ", $h, ".d}}[1], [{before}], {row}"),
             )+
             "2:",
-            "ldp q0, q1, [{weights}]",
-            "ldp q2, q3, [{weights}, #64]",
-            "ldp q4, q5, [{weights}, #128]",
-            "ldp q6, q7, [{weights}, #192]",
-            "add {weights}, {weights}, {bytes}",
-            "ldp q14, q15, [{scales}], {stride}",
+            "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{weights}], #64",
+            "ld1 {{v4.16b, v5.16b, v6.16b, v7.16b}}, [{weights}], {weights_stride}",
+            "ld1 {{v15.4s}}, [{scales}], {bytes}",
             $(
-                four_rows!(),
-                concat!("ldr q8, [{a}, #", $a_at, "]"),
-                "mul v12.4s, v12.4s, v8.4s",
-                "mul v13.4s, v13.4s, v8.4s",
-                concat!("smlal ", $a, ".2d, v14.2s, v12.2s"),
-                concat!("smlal2 ", $b, ".2d, v14.4s, v12.4s"),
-                concat!("smlal ", $c, ".2d, v15.2s, v13.2s"),
-                concat!("smlal2 ", $d, ".2d, v15.4s, v13.4s"),
+                pair!(concat!("ld1 {{v11.4s, v12.4s}}, [{a}], ", $go_on, "\n"), "v11", $a, $b, $c, $d),
+                pair!("", "v12", $e, $f, $g, $h),
             )+
             $next,
-            "add {a}, {a}, {a_stride}",
             "subs {count}, {count}, #1",
             "b.ne 2b",
             jump!(weights, scales),
             $(
-                concat!("zip1 v12.2d, ", $a, ".2d, ", $b, ".2d"),
-                concat!("zip1 v13.2d, ", $c, ".2d, ", $d, ".2d"),
-                concat!("zip2 v14.2d, ", $a, ".2d, ", $b, ".2d"),
-                concat!("zip2 v15.2d, ", $c, ".2d, ", $d, ".2d"),
-                concat!("stp q12, q13, [{sums}, #", $at, "]"),
-                concat!("stp q14, q15, [{sums}, #", $at, " + 64]"),
+                concat!("st4 {{", $a, ".d, ", $b, ".d, ", $c, ".d, ", $d, ".d}}[0], [{sums}], {row}"),
+                concat!("st4 {{", $a, ".d, ", $b, ".d, ", $c, ".d, ", $d, ".d}}[1], [{sums}], {row}"),
+                concat!("st4 {{", $e, ".d, ", $f, ".d, ", $g, ".d, ", $h, ".d}}[0], [{sums}], {row}"),
+                concat!("st4 {{", $e, ".d, ", $f, ".d, ", $g, ".d, ", $h, ".d}}[1], [{sums}], {row}"),
             )+
-            weights = inout(reg) $weights => _, scales = inout(reg) $scales => _,
-            bytes = in(reg) STRIDE, stride = const STRIDE,
+            weights = inout(reg) $weights => _, weights_stride = in(reg) STRIDE - 64,
+            scales = inout(reg) $scales => _, bytes = in(reg) STRIDE,
             count = inout(reg) $tile.run.count => _, left = inout(reg) $tile.run.jumps.len() => _,
             jumps = inout(reg) $tile.run.jumps.as_ptr() => _, here = inout(reg) $tile.run.block + $tile.run.count => _,
             next = out(reg) _, jump = out(reg) _,
-            a = inout(reg) $tile.scales => _, a_stride = in(reg) 4 * $tile.scales_stride,
-            before = in(reg) $tile.before($sums), sums = in(reg) $sums,
+            a = inout(reg) $tile.scales => _, a_stride = in(reg) 4 * $tile.scales_stride - 32 * ($pairs / 2 - 1),
+            before = inout(reg) $tile.before($sums) => _, sums = inout(reg) $sums => _, row = in(reg) 8 * GROUP,
             x = inout(reg) $tile.octets => _, rest = in(reg) $tile.octets_stride.wrapping_sub(4 * BLOCK),
             out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
             out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
@@ -89,11 +78,12 @@ macro_rules! tile {
 ///
 /// # Safety
 /// The CPU has `FEAT_I8MM`.
+#[inline(always)]
 pub(crate) unsafe fn tile<const P: usize>(tile: &Tile, sums: &mut [[i64; GROUP]]) -> usize {
     const { assert!(P == 2 || P == 4) };
     let sums = &mut sums[..2 * P];
     for half in 0..2 {
-        let (weights, scales) = tile.first(half * BLOCK, half * 2 * HALF * 4);
+        let (weights, scales) = tile.first(half * NIBBLES, half * HALF * 4);
         // SAFETY: inside the first token's.
         let sums = unsafe { sums.as_mut_ptr().cast::<i64>().add(half * HALF) };
         // SAFETY: the blocks of the run are there, and its entries of each pair; the sums are of `P` pairs; the caller promises
@@ -101,17 +91,14 @@ pub(crate) unsafe fn tile<const P: usize>(tile: &Tile, sums: &mut [[i64; GROUP]]
         unsafe {
             if P == 4 {
                 tile!(
-                    "/* {rest} */", weights, scales, tile, sums;
-                    0, 0, "v16", "v17", "v18", "v19";
-                    128, 16, "v20", "v21", "v22", "v23";
-                    256, 32, "v24", "v25", "v26", "v27";
-                    384, 48, "v28", "v29", "v30", "v31"
+                    "/* {rest} */", weights, scales, tile, sums, P;
+                    "#32", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23";
+                    "{a_stride}", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31"
                 );
             } else {
                 tile!(
-                    "add {x}, {x}, {rest}", weights, scales, tile, sums;
-                    0, 0, "v16", "v17", "v18", "v19";
-                    128, 16, "v20", "v21", "v22", "v23"
+                    "add {x}, {x}, {rest}", weights, scales, tile, sums, P;
+                    "{a_stride}", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23"
                 );
             }
         }

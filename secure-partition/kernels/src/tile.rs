@@ -8,15 +8,15 @@ use crate::batch::{STRIDE, Tile};
 use crate::dotprod::four_rows;
 use crate::format::{BLOCK, GROUP, HALF, NIBBLES};
 
-/// Dot products of four rows of nibbles in v4 to v11 with an entry's octets in v0 and v1. Sums of 8 products, 8 * 15 * 127, and of
+/// Dot products of four rows of nibbles in v4 to v11 with an entry's octets in `$x` and `$y`. Sums of 8 products, 8 * 15 * 127, and of
 /// two such sums fit i16.
 macro_rules! four_rows_of_nibbles {
-    ($sum:literal) => {
+    ($sum:literal, $x:literal, $y:literal) => {
         concat!(
-            four_rows_of_nibbles!(@ $sum, "smull", "v4", "v0", 0), four_rows_of_nibbles!(@ $sum, "smlal", "v5", "v0", 1),
-            four_rows_of_nibbles!(@ $sum, "smlal", "v6", "v0", 2), four_rows_of_nibbles!(@ $sum, "smlal", "v7", "v0", 3),
-            four_rows_of_nibbles!(@ $sum, "smlal", "v8", "v1", 0), four_rows_of_nibbles!(@ $sum, "smlal", "v9", "v1", 1),
-            four_rows_of_nibbles!(@ $sum, "smlal", "v10", "v1", 2), four_rows_of_nibbles!(@ $sum, "smlal", "v11", "v1", 3),
+            four_rows_of_nibbles!(@ $sum, "smull", "v4", $x, 0), four_rows_of_nibbles!(@ $sum, "smlal", "v5", $x, 1),
+            four_rows_of_nibbles!(@ $sum, "smlal", "v6", $x, 2), four_rows_of_nibbles!(@ $sum, "smlal", "v7", $x, 3),
+            four_rows_of_nibbles!(@ $sum, "smlal", "v8", $y, 0), four_rows_of_nibbles!(@ $sum, "smlal", "v9", $y, 1),
+            four_rows_of_nibbles!(@ $sum, "smlal", "v10", $y, 2), four_rows_of_nibbles!(@ $sum, "smlal", "v11", $y, 3),
             "addp ", $sum, ".8h, ", $sum, ".8h, v25.8h\nsaddlp ", $sum, ".4s, ", $sum, ".8h\n"
         )
     };
@@ -30,10 +30,10 @@ macro_rules! four_rows_of_nibbles {
 
 /// The same of octets: sums of two products, 2 * 128 * 127, fit i16.
 macro_rules! four_rows_of_octets {
-    ($sum:literal) => {
+    ($sum:literal, $x:literal, $y:literal) => {
         concat!(
-            four_rows_of_octets!(@ "saddlp", "v4", "v5", "v0", 0, 1), four_rows_of_octets!(@ "sadalp", "v6", "v7", "v0", 2, 3),
-            four_rows_of_octets!(@ "sadalp", "v8", "v9", "v1", 0, 1), four_rows_of_octets!(@ "sadalp", "v10", "v11", "v1", 2, 3),
+            four_rows_of_octets!(@ "saddlp", "v4", "v5", $x, 0, 1), four_rows_of_octets!(@ "sadalp", "v6", "v7", $x, 2, 3),
+            four_rows_of_octets!(@ "sadalp", "v8", "v9", $y, 0, 1), four_rows_of_octets!(@ "sadalp", "v10", "v11", $y, 2, 3),
             "addp ", $sum, ".4s, v28.4s, v29.4s\n"
         )
     };
@@ -47,31 +47,52 @@ macro_rules! four_rows_of_octets {
     };
 }
 
-/// Four rows and some tokens: for each, its scale, the registers of its sums, and the bytes from `$sums` to them. `$next` goes on to the
-/// octets of the next entry, if those of other tokens come first.
+/// An entry's octets of a token, in two registers: adds four rows' products with them, times its scale.
+macro_rules! token {
+    ($dots:ident, $x:literal, $y:literal, $a:literal, $low:literal, $high:literal) => {
+        concat!(
+            $dots!("v12", $x, $y),
+            "mul v12.4s, v12.4s, ",
+            $a,
+            "\n",
+            "smlal v",
+            $low,
+            ".2d, v13.2s, v12.2s\nsmlal2 v",
+            $high,
+            ".2d, v13.4s, v12.4s\n"
+        )
+    };
+}
+
+/// Four rows and some tokens, two at a time: for each, its scale and registers of its sums, and the bytes from `$sums` to the two's.
+/// `$next` goes on to the octets of the next entry, if those of other tokens come first.
 macro_rules! tile {
     ($dots:ident, $scales_of:literal, $next:expr, $weights:ident, $scales:ident, $tile:ident, $sums:ident;
-     $($a:literal, $low:literal, $high:literal, $low_q:literal, $high_q:literal, $at:literal);+) => {
+     $($a:literal, $low:literal, $high:literal, $b:literal, $second_low:literal, $second_high:literal, $at:literal);+) => {
         asm!(
             ".arch_extension dotprod",
-            $(concat!("ldp ", $low_q, ", ", $high_q, ", [{before}, #", $at, "]"),)+
+            $(
+                concat!("ldp q", $low, ", q", $high, ", [{before}, #", $at, "]"),
+                concat!("ldp q", $second_low, ", q", $second_high, ", [{before}, #", $at, " + 64]"),
+            )+
             "2:",
             "ld1 {{v4.16b, v5.16b, v6.16b, v7.16b}}, [{weights}], #64",
             "ld1 {{v8.16b, v9.16b, v10.16b, v11.16b}}, [{weights}], {weights_stride}",
             "ld1 {{v13.4s}}, [{scales}], {bytes}",
             concat!("ld1 {{", $scales_of, "}}, [{a}], {a_stride}"),
             $(
-                "ld1 {{v0.16b, v1.16b}}, [{x}], #32",
-                $dots!("v12"),
-                concat!("mul v12.4s, v12.4s, ", $a),
-                concat!("smlal ", $low, ".2d, v13.2s, v12.2s"),
-                concat!("smlal2 ", $high, ".2d, v13.4s, v12.4s"),
+                "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{x}], #64",
+                token!($dots, "v0", "v1", $a, $low, $high),
+                token!($dots, "v2", "v3", $b, $second_low, $second_high),
             )+
             $next,
             "subs {count}, {count}, #1",
             "b.ne 2b",
             jump!(weights, scales),
-            $(concat!("stp ", $low_q, ", ", $high_q, ", [{sums}, #", $at, "]"),)+
+            $(
+                concat!("stp q", $low, ", q", $high, ", [{sums}, #", $at, "]"),
+                concat!("stp q", $second_low, ", q", $second_high, ", [{sums}, #", $at, " + 64]"),
+            )+
             weights = inout(reg) $weights => _, scales = inout(reg) $scales => _, bytes = in(reg) STRIDE,
             count = inout(reg) $tile.run.count => _, left = inout(reg) $tile.run.jumps.len() => _,
             jumps = inout(reg) $tile.run.jumps.as_ptr() => _, here = inout(reg) $tile.run.block + $tile.run.count => _,
@@ -79,7 +100,7 @@ macro_rules! tile {
             a = inout(reg) $tile.scales => _, a_stride = in(reg) 4 * $tile.scales_stride,
             x = inout(reg) $tile.octets => _, rest = in(reg) $tile.octets_stride.wrapping_sub(HALF * BLOCK),
             before = in(reg) $tile.before($sums), sums = in(reg) $sums,
-            out("v0") _, out("v1") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
+            out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
             out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v14") _, out("v15") _,
             out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
             out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _,
@@ -95,8 +116,8 @@ macro_rules! four_tokens {
     ($dots:ident, $weights:ident, $scales:ident, $tile:ident, $sums:ident) => {
         tile!(
             $dots, "v14.4s", "add {x}, {x}, {rest}", $weights, $scales, $tile, $sums;
-            "v14.s[0]", "v16", "v17", "q16", "q17", 0; "v14.s[1]", "v18", "v19", "q18", "q19", 64;
-            "v14.s[2]", "v20", "v21", "q20", "q21", 128; "v14.s[3]", "v22", "v23", "q22", "q23", 192
+            "v14.s[0]", 16, 17, "v14.s[1]", 18, 19, 0;
+            "v14.s[2]", 20, 21, "v14.s[3]", 22, 23, 128
         )
     };
 }
@@ -116,6 +137,7 @@ pub(crate) enum Dots {
 ///
 /// # Safety
 /// The CPU has what `dots` says.
+#[inline(always)]
 pub(crate) unsafe fn tile<const T: usize>(dots: Dots, tile: &Tile, sums: &mut [[i64; GROUP]]) -> usize {
     const { assert!(T == 4 || T == 8) };
     assert!(T == 4 || dots == Dots::Dotprod, "tiles of Armv8.0-A are of four tokens");
@@ -130,12 +152,10 @@ pub(crate) unsafe fn tile<const T: usize>(dots: Dots, tile: &Tile, sums: &mut [[
             match (T, dots) {
                 (8, _) => tile!(
                     four_rows, "v14.4s, v15.4s", "/* {rest} */", weights, scales, tile, sums;
-                    "v14.s[0]", "v16", "v17", "q16", "q17", 0; "v14.s[1]", "v18", "v19", "q18", "q19", 64;
-                    "v14.s[2]", "v20", "v21", "q20", "q21", 128; "v14.s[3]", "v22", "v23", "q22", "q23", 192;
-                    "v15.s[0]", "v24", "v25", "q24", "q25", 256;
-                    "v15.s[1]", "v26", "v27", "q26", "q27", 320;
-                    "v15.s[2]", "v28", "v29", "q28", "q29", 384;
-                    "v15.s[3]", "v30", "v31", "q30", "q31", 448
+                    "v14.s[0]", 16, 17, "v14.s[1]", 18, 19, 0;
+                    "v14.s[2]", 20, 21, "v14.s[3]", 22, 23, 128;
+                    "v15.s[0]", 24, 25, "v15.s[1]", 26, 27, 256;
+                    "v15.s[2]", 28, 29, "v15.s[3]", 30, 31, 384
                 ),
                 (_, Dots::Dotprod) => four_tokens!(four_rows, weights, scales, tile, sums),
                 (_, Dots::Nibbles) => four_tokens!(four_rows_of_nibbles, weights, scales, tile, sums),
