@@ -7,7 +7,7 @@
 //! | [`vector`] | a packed vector, checked |
 //! | [`activations`] | what it is multiplied with: octets, a scale for each block of a token |
 //! | [`matmul`] | the product, on whatever instructions there are |
-//! | [`norm`], [`rope`], [`silu`] | a layer's other operations: RMS norm, rotations, the gate |
+//! | [`norm`], [`rope`], [`silu`] | a layer's other operations: RMS norm, rotations, the gate by SiLU or GELU |
 //! | [`narrow`] | long words to words, for activations |
 //! | [`cache`] | keys and values of a head in octets |
 //! | [`attention`] | of a query head to them; `attention_plain` its loops, and `attention_neon` their twins |

@@ -9,7 +9,7 @@ use core::arch::asm;
 use crate::activations::Token;
 use crate::format::{GROUP, GROUP_HEAD};
 use crate::matmul::Output;
-use crate::silu::{EXPONENT_FRAC, LOG2_E, POWER, UP};
+use crate::silu::{BEND, BEND_DOWN, BEND_UP, EXPONENT_FRAC, LOG2_E, POWER, UP};
 
 /// A loop over elements of a size: what comes before it, in it, and behind it. `p0` is all lanes, `p1` those of the step.
 macro_rules! each {
@@ -53,16 +53,17 @@ pub(crate) unsafe fn largest(words: &[i32]) -> i32 {
 ///
 /// # Safety
 /// The CPU has SVE2; `gate` and `up` have as many values.
-pub(crate) unsafe fn silu(gate: &[i32], up: &[i32], shifts: [i32; 2], out: &mut [i32]) {
-    // SAFETY: that many values are there; the caller promises the instructions.
-    unsafe {
-        each!("s", out.len(),
+pub(crate) unsafe fn gated<const BENT: bool>(gate: &[i32], up: &[i32], shifts: [i32; 2], out: &mut [i32]) {
+    macro_rules! run {
+        ($($bend:literal),*) => {
+            each!("s", out.len(),
             ["mov z16.s, {gate_shift:w}", "mov z17.s, {up_shift:w}", "mov z18.s, {log2_e:w}",
              "mov z19.s, {power_0:w}", "mov z20.s, {power_1:w}", "mov z21.s, {power_2:w}",
-             "mov z22.s, {power_3:w}", "mov z23.s, {power_4:w}", "mov z24.s, #0x80000000", "mov z25.s, #0x7fffffff"],
+             "mov z22.s, {power_3:w}", "mov z23.s, {power_4:w}", "mov z24.s, #0x80000000", "mov z25.s, #0x7fffffff",
+             "mov z26.s, {bend_0:w}", "mov z27.s, {bend_1:w}"],
             ["ld1w {{z0.s}}, p1/z, [{gate}, {i}, lsl #2]", "ld1w {{z1.s}}, p1/z, [{up}, {i}, lsl #2]",
              // The exponent; of it, z3 the nearest whole number and z2 the rest.
-             "movprfx z2, z0", "sqshl z2.s, p0/m, z2.s, #{UP}", "sqabs z2.s, p0/m, z2.s",
+             "mov z2.d, z0.d", $($bend,)* "sqshl z2.s, p0/m, z2.s, #{UP}", "sqabs z2.s, p0/m, z2.s",
              "sqrdmulh z2.s, z2.s, z18.s",
              "movprfx z3, z2", "srshr z3.s, p0/m, z3.s, #{EXPONENT_FRAC}", "lsl z2.s, z2.s, #{REST}",
              // Its power.
@@ -83,9 +84,26 @@ pub(crate) unsafe fn silu(gate: &[i32], up: &[i32], shifts: [i32; 2], out: &mut 
             power_0 = in(reg) POWER[0], power_1 = in(reg) POWER[1], power_2 = in(reg) POWER[2],
             power_3 = in(reg) POWER[3], power_4 = in(reg) POWER[4],
             UP = const UP, EXPONENT_FRAC = const EXPONENT_FRAC, REST = const 32 - EXPONENT_FRAC,
+            BEND_UP = const BEND_UP, BEND_DOWN = const BEND_DOWN, bend_0 = in(reg) BEND[0], bend_1 = in(reg) BEND[1],
             out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _,
-            out("v23") _, out("v24") _, out("v25") _,
-        );
+            out("v23") _, out("v24") _, out("v25") _, out("v26") _, out("v27") _,
+            )
+        };
+    }
+    // SAFETY: that many values are there; the caller promises the instructions.
+    unsafe {
+        if BENT {
+            run!(
+                "sqshl z2.s, p0/m, z2.s, #{BEND_UP}",
+                "sqrdmulh z3.s, z2.s, z2.s",
+                "sqrdmulh z3.s, z3.s, z27.s",
+                "add z3.s, z3.s, z26.s",
+                "sqrdmulh z2.s, z2.s, z3.s",
+                "srshr z2.s, p0/m, z2.s, #{BEND_DOWN}"
+            );
+        } else {
+            run!("/* {BEND_UP} {BEND_DOWN} */");
+        }
     }
 }
 
