@@ -71,7 +71,7 @@ pub enum Error {
     TooLarge(String),
     /// A tensor of a type that cannot be packed.
     #[error(
-        "tensor {tensor} has type {found}, which is not supported; use a model in F16, BF16, F32, Q8_0, Q4_0 or Q4_1"
+        "tensor {tensor} has type {found}, which is not supported; use a model in F16, BF16, F32, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1 or a K-quant (Q2_K to Q6_K)"
     )]
     TensorType {
         /// The tensor.

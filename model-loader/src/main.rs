@@ -26,7 +26,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Makes a container of a GGUF model (Llama architecture; F16, BF16, F32, Q8_0, Q4_0, Q4_1).
+    /// Makes a container of a GGUF model (Llama architecture; F16, BF16, F32, Q8_0, Q5_0, Q5_1, Q4_0, Q4_1, K-quants).
     Pack {
         /// The GGUF file.
         input: PathBuf,

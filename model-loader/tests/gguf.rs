@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Draft, F16, F32, Q4_0, Q4_1, Q8_0, Value, WIDTH, packed};
+use common::{Draft, F16, F32, HIDDEN, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Value, WIDTH, packed};
 use flexserve_container::wire;
 use flexserve_kernels::format::Format;
 use flexserve_llm::generator::Settings;
@@ -47,6 +47,8 @@ fn every_type_is_packed_and_runs() {
         (F16, Format::W16),
         (Q4_0, Format::Q4),
         (Q4_1, Format::Q4Min),
+        (Q5_0, Format::Q8),
+        (Q5_1, Format::Q8),
         (Q8_0, Format::Q8),
         (F32, Format::W16),
     ];
@@ -58,6 +60,28 @@ fn every_type_is_packed_and_runs() {
         assert!(used.iter().all(|&id| id == format.id()), "{used:?}");
         let answer = run(&container, &request("ab a"), |_| ()).unwrap();
         assert!(answer.output_tokens <= 5 && answer.prompt_tokens > 4);
+    }
+}
+
+#[test]
+fn k_quants_are_packed_and_run() {
+    // As llama.cpp does it, where columns are a multiple of 256; bytes that are sound wherever a half begins.
+    for (ggml_type, bytes, format) in [
+        (10, 84, Format::Q8),
+        (11, 110, Format::Q8),
+        (12, 144, Format::Q4Min),
+        (13, 176, Format::Q8),
+        (14, 210, Format::Q8),
+    ] {
+        let mut draft = Draft::sound(Q5_0);
+        let down = draft.tensors.iter_mut().find(|tensor| tensor.0 == "blk.0.ffn_down.weight").unwrap();
+        assert_eq!(down.1, [HIDDEN, WIDTH]);
+        (down.2, down.3) = (ggml_type, vec![0x2c; bytes * WIDTH as usize]);
+        let file = packed(&draft.bytes()).unwrap();
+        let container = Container::read(&mut Cursor::new(file), |_, _| ()).unwrap();
+        let manifest = container.manifest().unwrap();
+        assert!(manifest.tensors().any(|t| t.source_type == ggml_type && t.format == format.id()));
+        run(&container, &request("ab a"), |_| ()).unwrap();
     }
 }
 
@@ -157,7 +181,8 @@ fn rejects_tensor_descriptions() {
     assert_says(with(&[u64::MAX, 2], F16), &["blk.0.attn_q.weight", "size that cannot be"]);
     assert_says(with(&[32, 0], F16), &["size that cannot be"]);
     assert_says(with(&[33, 32], Q8_0), &["size that cannot be"]);
-    assert_says(with(&[32, 32], 12), &["blk.0.attn_q.weight", "Q4_K", "Q4_1"]);
+    assert_says(with(&[128, 32], 12), &["blk.0.attn_q.weight", "size that cannot be"]);
+    assert_says(with(&[32, 32], 16), &["blk.0.attn_q.weight", "IQ2_XXS", "Q4_1"]);
     assert_says(with(&[32, 32], 999), &["number 999"]);
     assert_says(with(&[32, 31], F16), &["blk.0.attn_q.weight", "31 rows", "32 rows"]);
     assert_says(with(&[32, 1 << 40], F16), &["the file ends", "the data of tensor blk.0.attn_q.weight"]);

@@ -54,11 +54,8 @@ impl TensorType {
     /// Elements and bytes of a block, for types that the packer takes.
     #[must_use]
     pub fn block(self) -> Option<(u64, u64)> {
-        Some(match self.source()? {
-            Source::F32 => (1, 4),
-            Source::F16 | Source::Bf16 => (1, 2),
-            source => (flexserve_kernels::format::BLOCK as u64, source.block_bytes() as u64),
-        })
+        let (elements, bytes) = self.source()?.block();
+        Some((elements as u64, bytes as u64))
     }
 }
 

@@ -142,7 +142,7 @@ fn plan<R: Read + Seek>(gguf: &Gguf<R>, params: &Params) -> Result<Vec<Planned>,
 
 fn refused(tensor: &str, error: PackError) -> Error {
     let why = match error {
-        PackError::Shape => "its columns are no multiple of 32",
+        PackError::Shape => "its columns are no multiple of a block's",
         PackError::Length => "its data have the wrong length",
         PackError::NotFinite => "it holds numbers that are not finite; the file is corrupt",
     };
@@ -263,7 +263,7 @@ fn floats(source: Option<Source>, data: &[u8]) -> Option<Vec<f32>> {
         Source::Bf16 => {
             Some(halves()?.iter().map(|v| f32::from_bits(U32::new(u32::from(v.get()) << 16).get())).collect())
         }
-        Source::Q4_0 | Source::Q4_1 | Source::Q8_0 => None,
+        _ => None,
     }
 }
 

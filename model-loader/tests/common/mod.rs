@@ -38,6 +38,8 @@ pub const F32: u32 = 0;
 pub const F16: u32 = 1;
 pub const Q4_0: u32 = 2;
 pub const Q4_1: u32 = 3;
+pub const Q5_0: u32 = 6;
+pub const Q5_1: u32 = 7;
 pub const Q8_0: u32 = 8;
 
 /// Name, dimensions, type, data.
@@ -52,7 +54,7 @@ pub struct Draft {
 }
 
 pub const WIDTH: u64 = 32;
-pub const HIDDEN: u64 = 64;
+pub const HIDDEN: u64 = 256;
 
 fn text(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend((bytes.len() as u64).to_le_bytes());
@@ -100,6 +102,8 @@ fn data(ggml_type: u32, elements: u64) -> Vec<u8> {
                 F16 => (0..32u64).flat_map(|i| [small(block * 32 + i), 0x2c | (small(i) & 1) << 7]).collect(),
                 Q4_0 => half.into_iter().chain(bytes(16)).collect(),
                 Q4_1 => half.into_iter().chain(half).chain(bytes(16)).collect(),
+                Q5_0 => half.into_iter().chain(bytes(20)).collect(),
+                Q5_1 => half.into_iter().chain(half).chain(bytes(20)).collect(),
                 Q8_0 => half.into_iter().chain(bytes(32)).collect::<Vec<u8>>(),
                 // Types that nobody packs have data of any kind.
                 _ => bytes(32).collect(),

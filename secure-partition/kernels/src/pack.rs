@@ -1,7 +1,10 @@
 //! From GGUF's tensors to the formats of [`crate::format`]. Host only: the one place with floating point.
 
+mod quants;
+
 extern crate std;
 use crate::format::{BLOCK, Format, GROUP, HALF, VECTOR_HEAD};
+use quants::{Block, SUPER};
 use std::vec::Vec;
 
 /// Element type of a GGUF tensor, as far as it can be packed.
@@ -17,8 +20,22 @@ pub enum Source {
     Q4_0,
     /// Blocks of 32: f16 scale, f16 minimum, 32 nibbles.
     Q4_1,
+    /// Blocks of 32: f16 scale, 32 numbers of 5 bits less 16.
+    Q5_0,
+    /// Blocks of 32: f16 scale, f16 minimum, 32 numbers of 5 bits.
+    Q5_1,
     /// Blocks of 32: f16 scale, 32 x i8.
     Q8_0,
+    /// Blocks of 256: f16 scale and minimum, 4 bits of each for 16; numbers of 2 bits.
+    Q2K,
+    /// Blocks of 256: f16 scale, 6 bits for 16; numbers of 3 bits less 4.
+    Q3K,
+    /// Blocks of 256: f16 scale and minimum, 6 bits of each for 32; nibbles.
+    Q4K,
+    /// Blocks of 256: f16 scale and minimum, 6 bits of each for 32; numbers of 5 bits.
+    Q5K,
+    /// Blocks of 256: f16 scale, 8 bits for 16; numbers of 6 bits less 32.
+    Q6K,
 }
 
 /// The largest weight of a `W16` block: both octets are signed.
@@ -27,7 +44,7 @@ const W16_MAX: f64 = 127.0 * 256.0 + 127.0;
 /// Why a tensor cannot be packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PackError {
-    /// No rows, no columns, or (for a matrix) columns that are no multiple of 32.
+    /// No rows, no columns, or (for a matrix) columns that are no multiple of a block's.
     Shape,
     /// The data are not as long as type and shape say.
     Length,
@@ -44,7 +61,14 @@ impl Source {
             1 => Self::F16,
             2 => Self::Q4_0,
             3 => Self::Q4_1,
+            6 => Self::Q5_0,
+            7 => Self::Q5_1,
             8 => Self::Q8_0,
+            10 => Self::Q2K,
+            11 => Self::Q3K,
+            12 => Self::Q4K,
+            13 => Self::Q5K,
+            14 => Self::Q6K,
             30 => Self::Bf16,
             _ => return None,
         })
@@ -55,21 +79,30 @@ impl Source {
     pub const fn matrix_format(self) -> Format {
         match self {
             Self::Q4_0 => Format::Q4,
-            Self::Q4_1 => Format::Q4Min,
-            Self::Q8_0 => Format::Q8,
+            Self::Q4_1 | Self::Q4K => Format::Q4Min,
+            Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Q2K | Self::Q3K | Self::Q5K | Self::Q6K => {
+                Format::Q8
+            }
             Self::F32 | Self::F16 | Self::Bf16 => Format::W16,
         }
     }
 
-    /// Bytes of 32 elements.
+    /// Elements and bytes of a block.
     #[must_use]
-    pub const fn block_bytes(self) -> usize {
+    pub const fn block(self) -> (usize, usize) {
         match self {
-            Self::F32 => 128,
-            Self::F16 | Self::Bf16 => 64,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q8_0 => 34,
+            Self::F32 => (1, 4),
+            Self::F16 | Self::Bf16 => (1, 2),
+            Self::Q4_0 => (BLOCK, 18),
+            Self::Q4_1 => (BLOCK, 20),
+            Self::Q5_0 => (BLOCK, 22),
+            Self::Q5_1 => (BLOCK, 24),
+            Self::Q8_0 => (BLOCK, 34),
+            Self::Q2K => (SUPER, 84),
+            Self::Q3K => (SUPER, 110),
+            Self::Q4K => (SUPER, 144),
+            Self::Q5K => (SUPER, 176),
+            Self::Q6K => (SUPER, 210),
         }
     }
 }
@@ -87,32 +120,17 @@ pub fn half_to_f32(bits: u16) -> f32 {
     f32::from_bits(value.to_bits() | sign)
 }
 
-/// One block of one row on its way: integers, and what they are to be multiplied by and shifted up by.
-#[derive(Clone, Copy)]
-struct Block {
-    /// 16 * nibble (those of Q4_1 0..=15), or octet: the `q` of the format, but for such as are stored with another sign.
-    q: [i16; BLOCK],
-    scale: f64,
-    minimum: f64,
-}
-
-fn half_at(data: &[u8], at: usize) -> f64 {
-    f64::from(half_to_f32(u16::from_le_bytes([data[at], data[at + 1]])))
-}
-
-/// Nibble `i` of a Q4 block's 16 bytes, times 16.
-fn nibble(bytes: &[u8], i: usize) -> i16 {
-    let nibble = if i < 16 { bytes[i] & 0xf } else { bytes[i - 16] >> 4 };
-    i16::from(nibble) * 16
-}
-
 /// The blocks of a row of numbers; of floats, those of the upper octets and then those of the lower ones.
 fn read_row(source: Source, data: &[u8]) -> Vec<Block> {
     match source {
         Source::F32 => halves(data.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
         Source::F16 => halves(data.as_chunks().0.iter().map(|&bytes| half_to_f32(u16::from_le_bytes(bytes)))),
         Source::Bf16 => halves(data.as_chunks().0.iter().map(|&[a, b]| f32::from_le_bytes([0, 0, a, b]))),
-        _ => data.chunks_exact(source.block_bytes()).map(|block| read_block(source, block)).collect(),
+        _ => {
+            let (columns, bytes) = source.block();
+            let parts = |block| (0..columns / BLOCK).map(move |part| quants::read(source, block, part));
+            data.chunks_exact(bytes).flat_map(parts).collect()
+        }
     }
 }
 
@@ -137,27 +155,6 @@ fn halves(values: impl Iterator<Item = f32>) -> Vec<Block> {
         })
     };
     split(true).chain(split(false)).collect()
-}
-
-fn read_block(source: Source, data: &[u8]) -> Block {
-    match source {
-        Source::Q4_0 => Block {
-            q: core::array::from_fn(|i| nibble(&data[2..], i) - 128),
-            scale: half_at(data, 0) / 16.0,
-            minimum: 0.0,
-        },
-        Source::Q4_1 => Block {
-            q: core::array::from_fn(|i| nibble(&data[4..], i)),
-            scale: half_at(data, 0) / 16.0,
-            // The kernels multiply it by 128.
-            minimum: half_at(data, 2) / 128.0,
-        },
-        _ => Block {
-            q: core::array::from_fn(|i| i16::from(data[2 + i].cast_signed())),
-            scale: half_at(data, 0),
-            minimum: 0.0,
-        },
-    }
 }
 
 /// The largest magnitude.
@@ -191,23 +188,31 @@ fn shift_for(largest: f64, bits: i32) -> i32 {
 pub fn pack_matrix(source: Source, rows: usize, cols: usize, data: &[u8]) -> Result<Vec<u8>, PackError> {
     let format = source.matrix_format();
     let bytes = format.packed_bytes(rows, cols).ok_or(PackError::Shape)?;
-    let blocks = cols / BLOCK;
-    let row_bytes = blocks * source.block_bytes();
+    let (columns, block_bytes) = source.block();
+    if !cols.is_multiple_of(columns) {
+        return Err(PackError::Shape);
+    }
+    let row_bytes = cols / columns * block_bytes;
     if row_bytes.checked_mul(rows) != Some(data.len()) {
         return Err(PackError::Length);
     }
     let mut out = Vec::with_capacity(bytes);
     for group in data.chunks(row_bytes * GROUP) {
-        pack_group(source, group, row_bytes, &mut out)?;
+        pack_group(source, group, row_bytes, cols / BLOCK * format.passes(), &mut out)?;
     }
     debug_assert_eq!(out.len(), bytes);
     Ok(out)
 }
 
-fn pack_group(source: Source, data: &[u8], row_bytes: usize, out: &mut Vec<u8>) -> Result<(), PackError> {
+fn pack_group(
+    source: Source,
+    data: &[u8],
+    row_bytes: usize,
+    blocks: usize,
+    out: &mut Vec<u8>,
+) -> Result<(), PackError> {
     let zero = Block { q: [0; BLOCK], scale: 0.0, minimum: 0.0 };
     let format = source.matrix_format();
-    let blocks = row_bytes / source.block_bytes() * format.passes();
     let mut rows: [Vec<Block>; GROUP] = core::array::from_fn(|_| Vec::new());
     let mut shifts = [0; GROUP];
     for (r, row) in rows.iter_mut().enumerate() {
@@ -397,9 +402,8 @@ mod tests {
                 let (scale, least) = (0x2c00 + block * 37 + block % 2 * 0x8000, 0xb000 + block * 11);
                 data.extend(scale.to_le_bytes());
                 data.extend(minimum.then_some(least.to_le_bytes()).into_iter().flatten());
-                let bytes: Vec<u8> = (offset..source.block_bytes())
-                    .map(|i| (i * 37 + usize::from(block) * 11) as u8)
-                    .collect();
+                let bytes: Vec<u8> =
+                    (offset..source.block().1).map(|i| (i * 37 + usize::from(block) * 11) as u8).collect();
                 data.extend(&bytes);
                 let m = if minimum { half_to_f32(least) } else { 0.0 };
                 for i in 0..32 {
@@ -414,6 +418,20 @@ mod tests {
             }
             // Scales of 11 bits, of which none is smaller than half of another, are kept as they are.
             check(source, 9, &data, &exact, if minimum { 1e-4 } else { 0.0 });
+        }
+    }
+
+    #[test]
+    fn blocks_of_any_type_keep_their_values() {
+        for id in 2..15 {
+            let Some(source) = Source::from_ggml(id) else { continue };
+            let data = quants::tests::bytes(source);
+            let exact: Vec<f32> = quants::tests::weights(source, &data).iter().map(|&w| w as f32).collect();
+            let rounded =
+                source.matrix_format() == Format::Q8 && !matches!(source, Source::Q5_0 | Source::Q8_0);
+            check(source, 1, &data, &exact, if rounded { 1.001 / 254.0 } else { 1e-4 });
+            check(source, 3, &data, &exact, if rounded { 1.001 / 254.0 } else { 1e-4 });
+            assert_eq!(pack_matrix(source, 3, exact.len() / 6, &data), Err(PackError::Shape), "{source:?}");
         }
     }
 
