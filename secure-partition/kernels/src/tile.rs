@@ -8,66 +8,97 @@ use crate::batch::{STRIDE, Tile};
 use crate::dotprod::four_rows;
 use crate::format::{BLOCK, GROUP, HALF, NIBBLES};
 
-/// Dot products of four rows of nibbles in v4 to v11 with an entry's octets in `$x` and `$y`. Sums of 8 products, 8 * 15 * 127, and of
-/// two such sums fit i16.
-macro_rules! four_rows_of_nibbles {
-    ($sum:literal, $x:literal, $y:literal) => {
+/// Adds the dot products of four rows with an entry of a token, in `$dots`, times its scale, to sums in two registers.
+macro_rules! add {
+    ($dots:literal, $a:literal, $low:literal, $high:literal) => {
         concat!(
-            four_rows_of_nibbles!(@ $sum, "smull", "v4", $x, 0), four_rows_of_nibbles!(@ $sum, "smlal", "v5", $x, 1),
-            four_rows_of_nibbles!(@ $sum, "smlal", "v6", $x, 2), four_rows_of_nibbles!(@ $sum, "smlal", "v7", $x, 3),
-            four_rows_of_nibbles!(@ $sum, "smlal", "v8", $y, 0), four_rows_of_nibbles!(@ $sum, "smlal", "v9", $y, 1),
-            four_rows_of_nibbles!(@ $sum, "smlal", "v10", $y, 2), four_rows_of_nibbles!(@ $sum, "smlal", "v11", $y, 3),
-            "addp ", $sum, ".8h, ", $sum, ".8h, v25.8h\nsaddlp ", $sum, ".4s, ", $sum, ".8h\n"
-        )
-    };
-    (@ $sum:literal, $op:literal, $w:literal, $x:literal, $lane:literal) => {
-        concat!(
-            "dup v24.4s, ", $x, ".s[", $lane, "]\n",
-            $op, " ", $sum, ".8h, ", $w, ".8b, v24.8b\n", $op, "2 v25.8h, ", $w, ".16b, v24.16b\n"
-        )
-    };
-}
-
-/// The same of octets: sums of two products, 2 * 128 * 127, fit i16.
-macro_rules! four_rows_of_octets {
-    ($sum:literal, $x:literal, $y:literal) => {
-        concat!(
-            four_rows_of_octets!(@ "saddlp", "v4", "v5", $x, 0, 1), four_rows_of_octets!(@ "sadalp", "v6", "v7", $x, 2, 3),
-            four_rows_of_octets!(@ "sadalp", "v8", "v9", $y, 0, 1), four_rows_of_octets!(@ "sadalp", "v10", "v11", $y, 2, 3),
-            "addp ", $sum, ".4s, v28.4s, v29.4s\n"
-        )
-    };
-    (@ $add:literal, $a:literal, $b:literal, $x:literal, $first:literal, $second:literal) => {
-        concat!(
-            "dup v24.4s, ", $x, ".s[", $first, "]\ndup v25.4s, ", $x, ".s[", $second, "]\n",
-            "smull v26.8h, ", $a, ".8b, v24.8b\nsmull2 v27.8h, ", $a, ".16b, v24.16b\n",
-            "smlal v26.8h, ", $b, ".8b, v25.8b\nsmlal2 v27.8h, ", $b, ".16b, v25.16b\n",
-            $add, " v28.4s, v26.8h\n", $add, " v29.4s, v27.8h\n"
-        )
-    };
-}
-
-/// An entry's octets of a token, in two registers: adds four rows' products with them, times its scale.
-macro_rules! token {
-    ($dots:ident, $x:literal, $y:literal, $a:literal, $low:literal, $high:literal) => {
-        concat!(
-            $dots!("v12", $x, $y),
-            "mul v12.4s, v12.4s, ",
+            "mul ",
+            $dots,
+            ".4s, ",
+            $dots,
+            ".4s, ",
             $a,
             "\n",
             "smlal v",
             $low,
-            ".2d, v13.2s, v12.2s\nsmlal2 v",
+            ".2d, v13.2s, ",
+            $dots,
+            ".2s\nsmlal2 v",
             $high,
-            ".2d, v13.4s, v12.4s\n"
+            ".2d, v13.4s, ",
+            $dots,
+            ".4s\n"
         )
     };
 }
 
-/// Four rows and some tokens, two at a time: for each, its scale and registers of its sums, and the bytes from `$sums` to the two's.
+/// Dot products of four rows in v4 to v11 with two tokens' octets of an entry, in v0 to v3, one after the other.
+macro_rules! dotprod {
+    ($a:literal, $low:literal, $high:literal, $b:literal, $second_low:literal, $second_high:literal) => {
+        concat!(
+            four_rows!("v12", "v0", "v1"),
+            add!("v12", $a, $low, $high),
+            four_rows!("v12", "v2", "v3"),
+            add!("v12", $b, $second_low, $second_high)
+        )
+    };
+}
+
+/// The same of rows of nibbles, with both at once, so that a core that takes instructions in order need not wait for one sum.
+/// Sums of 8 products, 8 * 15 * 127, and of two such sums fit i16.
+macro_rules! nibbles {
+    ($($token:literal),+) => {
+        concat!(
+            nibbles!(@ "smull", "v4", "v0", "v2", 0), nibbles!(@ "smlal", "v5", "v0", "v2", 1),
+            nibbles!(@ "smlal", "v6", "v0", "v2", 2), nibbles!(@ "smlal", "v7", "v0", "v2", 3),
+            nibbles!(@ "smlal", "v8", "v1", "v3", 0), nibbles!(@ "smlal", "v9", "v1", "v3", 1),
+            nibbles!(@ "smlal", "v10", "v1", "v3", 2), nibbles!(@ "smlal", "v11", "v1", "v3", 3),
+            "addp v12.8h, v12.8h, v25.8h\naddp v15.8h, v15.8h, v27.8h\n",
+            "saddlp v12.4s, v12.8h\nsaddlp v15.4s, v15.8h\n",
+            nibbles!(+ $($token),+)
+        )
+    };
+    (@ $op:literal, $w:literal, $x:literal, $y:literal, $lane:literal) => {
+        concat!(
+            "dup v24.4s, ", $x, ".s[", $lane, "]\ndup v26.4s, ", $y, ".s[", $lane, "]\n",
+            $op, " v12.8h, ", $w, ".8b, v24.8b\n", $op, " v15.8h, ", $w, ".8b, v26.8b\n",
+            $op, "2 v25.8h, ", $w, ".16b, v24.16b\n", $op, "2 v27.8h, ", $w, ".16b, v26.16b\n"
+        )
+    };
+    (+ $a:literal, $low:literal, $high:literal, $b:literal, $second_low:literal, $second_high:literal) => {
+        concat!(add!("v12", $a, $low, $high), add!("v15", $b, $second_low, $second_high))
+    };
+}
+
+/// The same of octets: sums of two products, 2 * 128 * 127, fit i16.
+macro_rules! octets {
+    ($($token:literal),+) => {
+        concat!(
+            octets!(@ "saddlp", "v4", "v5", "v0", "v2", 0, 1), octets!(@ "sadalp", "v6", "v7", "v0", "v2", 2, 3),
+            octets!(@ "sadalp", "v8", "v9", "v1", "v3", 0, 1), octets!(@ "sadalp", "v10", "v11", "v1", "v3", 2, 3),
+            "addp v12.4s, v12.4s, v27.4s\naddp v15.4s, v15.4s, v31.4s\n",
+            nibbles!(+ $($token),+)
+        )
+    };
+    (@ $add:literal, $a:literal, $b:literal, $x:literal, $y:literal, $first:literal, $second:literal) => {
+        concat!(
+            octets!(= "smull", $a, $x, $y, $first), octets!(= "smlal", $b, $x, $y, $second),
+            $add, " v12.4s, v25.8h\n", $add, " v15.4s, v29.8h\n", $add, " v27.4s, v26.8h\n", $add, " v31.4s, v30.8h\n"
+        )
+    };
+    (= $op:literal, $w:literal, $x:literal, $y:literal, $lane:literal) => {
+        concat!(
+            "dup v24.4s, ", $x, ".s[", $lane, "]\ndup v28.4s, ", $y, ".s[", $lane, "]\n",
+            $op, " v25.8h, ", $w, ".8b, v24.8b\n", $op, " v29.8h, ", $w, ".8b, v28.8b\n",
+            $op, "2 v26.8h, ", $w, ".16b, v24.16b\n", $op, "2 v30.8h, ", $w, ".16b, v28.16b\n"
+        )
+    };
+}
+
+/// Four rows and some tokens, `$two` at a time: for each, its scale and registers of its sums, and the bytes from `$sums` to the two's.
 /// `$next` goes on to the octets of the next entry, if those of other tokens come first.
 macro_rules! tile {
-    ($dots:ident, $scales_of:literal, $next:expr, $weights:ident, $scales:ident, $tile:ident, $sums:ident;
+    ($two:ident, $scales_of:literal, $next:expr, $weights:ident, $scales:ident, $tile:ident, $sums:ident;
      $($a:literal, $low:literal, $high:literal, $b:literal, $second_low:literal, $second_high:literal, $at:literal);+) => {
         asm!(
             ".arch_extension dotprod",
@@ -82,8 +113,7 @@ macro_rules! tile {
             concat!("ld1 {{", $scales_of, "}}, [{a}], {a_stride}"),
             $(
                 "ld1 {{v0.16b, v1.16b, v2.16b, v3.16b}}, [{x}], #64",
-                token!($dots, "v0", "v1", $a, $low, $high),
-                token!($dots, "v2", "v3", $b, $second_low, $second_high),
+                $two!($a, $low, $high, $b, $second_low, $second_high),
             )+
             $next,
             "subs {count}, {count}, #1",
@@ -113,9 +143,9 @@ macro_rules! tile {
 
 /// Four tokens.
 macro_rules! four_tokens {
-    ($dots:ident, $weights:ident, $scales:ident, $tile:ident, $sums:ident) => {
+    ($two:ident, $weights:ident, $scales:ident, $tile:ident, $sums:ident) => {
         tile!(
-            $dots, "v14.4s", "add {x}, {x}, {rest}", $weights, $scales, $tile, $sums;
+            $two, "v14.4s", "add {x}, {x}, {rest}", $weights, $scales, $tile, $sums;
             "v14.s[0]", 16, 17, "v14.s[1]", 18, 19, 0;
             "v14.s[2]", 20, 21, "v14.s[3]", 22, 23, 128
         )
@@ -151,15 +181,15 @@ pub(crate) unsafe fn tile<const T: usize>(dots: Dots, tile: &Tile, sums: &mut [[
         unsafe {
             match (T, dots) {
                 (8, _) => tile!(
-                    four_rows, "v14.4s, v15.4s", "/* {rest} */", weights, scales, tile, sums;
+                    dotprod, "v14.4s, v15.4s", "/* {rest} */", weights, scales, tile, sums;
                     "v14.s[0]", 16, 17, "v14.s[1]", 18, 19, 0;
                     "v14.s[2]", 20, 21, "v14.s[3]", 22, 23, 128;
                     "v15.s[0]", 24, 25, "v15.s[1]", 26, 27, 256;
                     "v15.s[2]", 28, 29, "v15.s[3]", 30, 31, 384
                 ),
-                (_, Dots::Dotprod) => four_tokens!(four_rows, weights, scales, tile, sums),
-                (_, Dots::Nibbles) => four_tokens!(four_rows_of_nibbles, weights, scales, tile, sums),
-                (_, Dots::Octets) => four_tokens!(four_rows_of_octets, weights, scales, tile, sums),
+                (_, Dots::Dotprod) => four_tokens!(dotprod, weights, scales, tile, sums),
+                (_, Dots::Nibbles) => four_tokens!(nibbles, weights, scales, tile, sums),
+                (_, Dots::Octets) => four_tokens!(octets, weights, scales, tile, sums),
             }
         }
     }

@@ -136,6 +136,11 @@ impl Peer {
     fn library(&self, source: &Path, march: &str, target: &str, file: &str) -> Result<PathBuf> {
         let build = self.folder.join(march);
         let log = self.logs.join(format!("llama.cpp-{march}.log"));
+        // CMake refuses what was configured before the source tree was moved.
+        let home = format!("CMAKE_HOME_DIRECTORY:INTERNAL={}\n", source.display());
+        if fs::read_to_string(build.join("CMakeCache.txt")).is_ok_and(|cache| !cache.contains(&home)) {
+            fs::remove_dir_all(&build)?;
+        }
         let mut configure = process::command("cmake");
         configure.arg("-S").arg(source).arg("-B").arg(&build);
         configure.args(OPTIONS.iter().map(|option| format!("-D{option}")));
