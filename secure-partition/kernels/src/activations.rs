@@ -440,9 +440,12 @@ impl<'a> Activations<'a> {
     /// What the activations of a token are, entry by entry: `each(column, part of its mantissa)`; the parts are to be added up and
     /// multiplied by `2^-exponent`, which is answered.
     ///
-    /// # Panics
-    /// If there is no such token.
-    pub fn decode(&self, token: usize, mut each: impl FnMut(usize, i64)) -> i32 {
+    /// # Errors
+    /// [`ShapeError`] if there is no such token.
+    pub fn decode(&self, token: usize, mut each: impl FnMut(usize, i64)) -> Result<i32, ShapeError> {
+        if token >= self.tokens() {
+            return Err(ShapeError);
+        }
         for (entry, block) in self.entries(token) {
             let (octets, scale) = (self.octets(token, entry), i64::from(self.scale(token, entry)));
             for column in 0..BLOCK {
@@ -456,6 +459,6 @@ impl<'a> Activations<'a> {
                 each(block * BLOCK + column, scale * i64::from(octets[place]));
             }
         }
-        self.exponent(token)
+        Ok(self.exponent(token))
     }
 }

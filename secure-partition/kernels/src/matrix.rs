@@ -110,10 +110,12 @@ impl<'a> Matrix<'a> {
     /// Decodes one row: `each(column, value)`, the value to be multiplied by `2^-shift`; answers the shift. Values are
     /// below 2^24 in magnitude: twice `32768 * 128` at most.
     ///
-    /// # Panics
-    /// If there is no such row.
-    pub fn decode_row(&self, row: usize, mut each: impl FnMut(usize, i64)) -> i32 {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
+    /// # Errors
+    /// [`ShapeError`] if there is no such row.
+    pub fn decode_row(&self, row: usize, mut each: impl FnMut(usize, i64)) -> Result<i32, ShapeError> {
+        if row >= self.rows {
+            return Err(ShapeError);
+        }
         let group = self.octets().group(row / GROUP);
         let lane = row % GROUP;
         let (bytes, blocks) = (self.format.block_bytes(), self.cols / BLOCK);
@@ -127,7 +129,7 @@ impl<'a> Matrix<'a> {
                 each(b * BLOCK + c, value);
             }
         }
-        row_shift(group.head, lane)
+        Ok(row_shift(group.head, lane))
     }
 }
 

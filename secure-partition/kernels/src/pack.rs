@@ -363,7 +363,7 @@ mod tests {
         let matrix = Matrix::new(source.matrix_format(), rows, cols, &packed).unwrap();
         for (r, exact) in exact.chunks(cols).enumerate() {
             let mut row = vec![0; cols];
-            let shift = matrix.decode_row(r, |c, value| row[c] = value);
+            let shift = matrix.decode_row(r, |c, value| row[c] = value).unwrap();
             let largest = exact.iter().fold(0f64, |a, &v| a.max(f64::from(v.abs())));
             for (&value, &exact) in row.iter().zip(exact) {
                 let difference = value as f64 * 2f64.powi(-shift) - f64::from(exact);

@@ -103,10 +103,10 @@ fn definition(weights: &Matrix, values: &[i32], precision: Precision, frac: i32)
         let mut out = Vec::new();
         for token in 0..x.tokens() {
             let mut mantissas = vec![0; weights.cols()];
-            let exponent = x.decode(token, |c, part| mantissas[c] += part);
+            let exponent = x.decode(token, |c, part| mantissas[c] += part).unwrap();
             for row in 0..weights.rows() {
                 let mut sum = 0;
-                let shift = weights.decode_row(row, |c, value| sum += value * mantissas[c]);
+                let shift = weights.decode_row(row, |c, value| sum += value * mantissas[c]).unwrap();
                 out.push(scale(sum, shift.saturating_add(exponent).saturating_sub(frac)));
             }
         }
@@ -304,6 +304,13 @@ fn shapes_are_checked() {
     let bytes = vec![0; 1 << 21];
     assert!(Matrix::new(Format::W16, 1, MAX_COLS / 2, &bytes).is_ok());
     assert!(Matrix::new(Format::W16, 1, MAX_COLS / 2 + 32, &bytes).is_err());
+    let weights = Matrix::new(Format::Q8, 7, 32, &bytes).unwrap();
+    assert_eq!(weights.decode_row(6, |_, _| ()), Ok(0));
+    assert_eq!(weights.decode_row(7, |_, _| ()), Err(ShapeError));
+    with_activations(Isa::PLAIN, &[vec![1; 32]], Precision::Octets, |x| {
+        assert!(x.decode(0, |_, _| ()).is_ok());
+        assert_eq!(x.decode(1, |_, _| ()), Err(ShapeError));
+    });
 }
 
 #[test]

@@ -191,7 +191,7 @@ impl<'m, 'w> Engine<'m, 'w> {
     fn embed(&mut self, tokens: &[u32]) -> Result<(), Error> {
         let embedding = weights::matrix(&self.model, TensorKind::TokenEmbedding, 0)?;
         for (&token, row) in tokens.iter().zip(self.workspace.residual.chunks_exact_mut(self.shape.width)) {
-            let shift = embedding.decode_row(token as usize, |c, value| row[c] = value);
+            let shift = embedding.decode_row(token as usize, |c, value| row[c] = value)?;
             let shift = shift.saturating_sub(RESIDUAL_FRAC);
             row.iter_mut().for_each(|value| *value = scale(*value, shift));
         }

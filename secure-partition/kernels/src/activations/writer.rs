@@ -424,7 +424,7 @@ mod tests {
     /// Mantissas of a token, and their exponent.
     fn mantissas(x: &Activations, token: usize) -> (Vec<i64>, i32) {
         let mut out = std::vec![0; COLS];
-        let exponent = x.decode(token, |column, part| out[column] += part);
+        let exponent = x.decode(token, |column, part| out[column] += part).unwrap();
         (out, exponent)
     }
 
