@@ -1,5 +1,8 @@
 //! Attention follows floating point, has the same bits on every instruction set, and refuses what does not fit.
 
+#[cfg(target_arch = "aarch64")]
+mod guarded;
+
 use flexserve_kernels::attention::{CONTEXT_MAX, Cache, HEAD_DIM_MAX, OUT_FRAC, STRETCH, Scratch, attend};
 use flexserve_kernels::cache::{Layout, Rows, RowsMut, Width};
 use flexserve_kernels::isa::Isa;

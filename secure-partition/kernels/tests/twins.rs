@@ -1,6 +1,9 @@
 //! Every kernel equals its plain twin, bit for bit: on random and on worst-case weights and activations, at shapes just
 //! inside and outside the edges of tiles.
 
+#[cfg(target_arch = "aarch64")]
+mod guarded;
+
 use flexserve_kernels::activations::{Activations, Buffers, MANTISSA_MAX, Precision, Room};
 use flexserve_kernels::format::{BLOCK, Format, GROUP, SCALES};
 use flexserve_kernels::isa::Isa;
