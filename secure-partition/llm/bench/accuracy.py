@@ -32,15 +32,19 @@ def enter_environment(folder):
         return
     stamp = folder / "requirements.txt"
     requirements = HERE / "requirements.txt"
-    if not stamp.exists() or stamp.read_bytes() != requirements.read_bytes():
+    # For any machine: a virtual one may announce instructions that it does not let programs use.
+    options = {"CMAKE_ARGS": "-DGGML_NATIVE=OFF"}
+    wanted = f"{requirements.read_text()}{options}\n"
+    if not stamp.exists() or stamp.read_text() != wanted:
         needs = {"python3-venv": importlib.util.find_spec("ensurepip"), "g++": shutil.which("c++")}
         missing = " ".join(package for package, found in needs.items() if not found)
         if missing:
             sys.exit(f"the peers cannot be installed; first: apt-get install --no-install-recommends {missing}")
         print(f"Installing {', '.join(requirements.read_text().split())} into {folder} (minutes, once)", flush=True)
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", requirements], check=True)
-        stamp.write_bytes(requirements.read_bytes())
+        pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "--force-reinstall", "-r", requirements]
+        subprocess.run(pip, check=True, env=os.environ | options)
+        stamp.write_text(wanted)
     os.execv(python, [python, *sys.argv])
 
 
