@@ -15,7 +15,7 @@ INPUTS = {
     "attention_in": 2,
     "attention_out": numpy.inf,
     "feed_forward_in": 2,
-    "feed_forward_down": numpy.inf,
+    "feed_forward_down": 4,
     "head_in": 2,
 }
 # The largest mantissa, octet, and number that two octets hold.
