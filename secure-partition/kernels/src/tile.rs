@@ -32,6 +32,13 @@ macro_rules! add {
     };
 }
 
+/// The same of two tokens, in v12 and v15.
+macro_rules! add_both {
+    ($a:literal, $low:literal, $high:literal, $b:literal, $second_low:literal, $second_high:literal) => {
+        concat!(add!("v12", $a, $low, $high), add!("v15", $b, $second_low, $second_high))
+    };
+}
+
 /// Dot products of four rows in v4 to v11 with two tokens' octets of an entry, in v0 to v3, one after the other.
 macro_rules! dotprod {
     ($a:literal, $low:literal, $high:literal, $b:literal, $second_low:literal, $second_high:literal) => {
@@ -55,7 +62,7 @@ macro_rules! nibbles {
             nibbles!(@ "smlal", "v10", "v1", "v3", 2), nibbles!(@ "smlal", "v11", "v1", "v3", 3),
             "addp v12.8h, v12.8h, v25.8h\naddp v15.8h, v15.8h, v27.8h\n",
             "saddlp v12.4s, v12.8h\nsaddlp v15.4s, v15.8h\n",
-            nibbles!(+ $($token),+)
+            add_both!($($token),+)
         )
     };
     (@ $op:literal, $w:literal, $x:literal, $y:literal, $lane:literal) => {
@@ -64,9 +71,6 @@ macro_rules! nibbles {
             $op, " v12.8h, ", $w, ".8b, v24.8b\n", $op, " v15.8h, ", $w, ".8b, v26.8b\n",
             $op, "2 v25.8h, ", $w, ".16b, v24.16b\n", $op, "2 v27.8h, ", $w, ".16b, v26.16b\n"
         )
-    };
-    (+ $a:literal, $low:literal, $high:literal, $b:literal, $second_low:literal, $second_high:literal) => {
-        concat!(add!("v12", $a, $low, $high), add!("v15", $b, $second_low, $second_high))
     };
 }
 
@@ -77,7 +81,7 @@ macro_rules! octets {
             octets!(@ "saddlp", "v4", "v5", "v0", "v2", 0, 1), octets!(@ "sadalp", "v6", "v7", "v0", "v2", 2, 3),
             octets!(@ "sadalp", "v8", "v9", "v1", "v3", 0, 1), octets!(@ "sadalp", "v10", "v11", "v1", "v3", 2, 3),
             "addp v12.4s, v12.4s, v27.4s\naddp v15.4s, v15.4s, v31.4s\n",
-            nibbles!(+ $($token),+)
+            add_both!($($token),+)
         )
     };
     (@ $add:literal, $a:literal, $b:literal, $x:literal, $y:literal, $first:literal, $second:literal) => {
