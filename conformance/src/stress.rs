@@ -22,9 +22,9 @@ use flexserve_normal_runtime::{
     cores, exceptions,
     random::Random,
     record,
-    system::{Smc, page_mut},
+    system::{Smc, page_words},
 };
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use race::Race;
 
@@ -233,8 +233,8 @@ impl Worker {
         let page = &mut self.pages[index];
         page.state = State::Own(self.pattern);
         // SAFETY: the page is this core's and not lent.
-        let words = unsafe { page_mut(page.address) }.as_chunks_mut::<8>().0;
-        words.iter_mut().enumerate().for_each(|(i, word)| *word = word_of(self.pattern, i).to_le_bytes());
+        let words = unsafe { page_words(page.address) };
+        words.iter_mut().enumerate().for_each(|(i, word)| *word = word_of(self.pattern, i));
     }
 
     /// Every byte of a page of this world's must be what was written last, or zero since it came back.
@@ -242,15 +242,14 @@ impl Worker {
         let page = &self.pages[index];
         let State::Own(pattern) = page.state else { return Ok(()) };
         // SAFETY: the page is this core's and not lent.
-        let words = unsafe { page_mut(page.address) }.as_chunks::<8>().0;
-        let wrong =
-            words.iter().enumerate().find(|(i, word)| u64::from_le_bytes(**word) != word_of(pattern, *i));
+        let words = unsafe { page_words(page.address) };
+        let wrong = words.iter().enumerate().find(|(i, word)| **word != word_of(pattern, *i));
         match wrong {
             None => Ok(()),
             Some((i, word)) => Err(format!(
-                "{:#x} holds {word:x?} instead of {:x?}",
+                "{:#x} holds {word:#x} instead of {:#x}",
                 page.address + 8 * i as u64,
-                word_of(pattern, i).to_le_bytes()
+                word_of(pattern, i)
             )),
         }
     }
@@ -296,18 +295,29 @@ impl Worker {
         }
     }
 
-    /// Sends a descriptor, alone with the buffer; a Secure world that is busy is asked again.
-    fn send(&mut self, descriptor: &[u8]) -> Result<Result<u64, Error>, String> {
+    /// Waits until no other core is in the Secure world with a call for memory, and keeps it so but for races and some reclaims.
+    /// Meanwhile this core does something else: where cores share a processor, as emulated ones do, one that only waits holds
+    /// up the one that it waits for.
+    fn alone<'a>(&mut self, shared: &'a Shared) -> Result<MutexGuard<'a, Bench>, String> {
         loop {
-            let answer = {
-                let mut bench = self.shared.bench.lock();
-                let ffa = &mut bench.system().map_err(|_| "no FF-A")?.ffa;
-                ffa.transfer_descriptor(Transfer::Lend, descriptor, descriptor.len())
-            };
+            if let Some(bench) = shared.bench.try_lock() {
+                return Ok(bench);
+            }
+            self.touch()?;
+            self.join_race();
+        }
+    }
+
+    /// Sends a descriptor; a Secure world that is busy is asked again.
+    fn send(&mut self, descriptor: &[u8]) -> Result<Result<u64, Error>, String> {
+        let shared = self.shared.clone();
+        loop {
+            let mut bench = self.alone(&shared)?;
+            let ffa = &mut bench.system().map_err(|_| "no FF-A")?.ffa;
+            let answer = ffa.transfer_descriptor(Transfer::Lend, descriptor, descriptor.len());
             if answer != Err(Error::Code(ffa::Code::Busy)) {
                 return Ok(answer);
             }
-            self.join_race();
         }
     }
 
@@ -325,11 +335,13 @@ impl Worker {
         }
         let which = self.random.below(self.regions.len() as u64) as usize;
         let (handle, pages) = self.regions.swap_remove(which);
-        let mut ffa = Ffa::new(Smc, &mut []);
+        let shared = self.shared.clone();
+        let waits = self.random.below(8) != 0;
         loop {
-            match ffa.reclaim(handle) {
+            let _alone = waits.then(|| self.alone(&shared)).transpose()?;
+            match Ffa::new(Smc, &mut []).reclaim(handle) {
                 Ok(()) => break,
-                Err(Error::Code(ffa::Code::Busy)) => self.join_race(),
+                Err(Error::Code(ffa::Code::Busy)) => {}
                 Err(error) => return Err(format!("reclaiming {handle:#x}: {error}")),
             }
         }
@@ -464,7 +476,7 @@ impl Worker {
         let descriptor = self.descriptor(&pages);
         let length = descriptor.len() as u64;
         let [low, high] = {
-            let mut bench = shared.bench.lock();
+            let mut bench = self.alone(&shared)?;
             let ffa = &mut bench.system().map_err(|_| "no FF-A")?.ffa;
             // Leaves the descriptor in the buffer, by a transfer that ends at once.
             let handle = ffa.transfer_descriptor(Transfer::Lend, &descriptor, descriptor.len());
@@ -484,13 +496,12 @@ impl Worker {
         let Some(_owner) = shared.race.owner.try_lock() else { return Ok(()) };
         let pages = &shared.large;
         for page in pages {
-            let at = self.random.below(GRANULE) as usize;
+            let at = self.random.below(GRANULE / 8) as usize;
             // SAFETY: the page is the race's owner's, and not lent.
-            let bytes = unsafe { page_mut(*page) };
-            bytes[at] = 0xa5;
+            unsafe { page_words(*page)[at] = 0xa5 };
         }
         let handle = {
-            let mut bench = shared.bench.lock();
+            let mut bench = self.alone(&shared)?;
             let ffa = &mut bench.system().map_err(|_| "no FF-A")?.ffa;
             let handle = ffa.transfer(Transfer::Lend, shared.borrower, &ffa::regions(pages));
             handle.map_err(|e| format!("lending a large region: {e}"))?
@@ -502,7 +513,7 @@ impl Worker {
             counter.fetch_add(pages.len() as u64, SeqCst);
         }
         // SAFETY: all of them are back.
-        let is_zero = |page: u64| unsafe { page_mut(page) }.as_chunks::<8>().0.iter().all(|w| *w == [0; 8]);
+        let is_zero = |page: u64| unsafe { page_words(page) }.iter().all(|word| *word == 0);
         match pages.iter().find(|page| !is_zero(**page)) {
             None => Ok(()),
             Some(page) => Err(format!("{page:#x} of a large region comes back with contents")),
