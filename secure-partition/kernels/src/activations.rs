@@ -16,7 +16,7 @@ mod writer;
 use core::ops::Range;
 
 use crate::format::{BLOCK, Format};
-use crate::isa::{Isa, Kernel};
+use crate::isa::{Isa, Kernel, Scalable};
 use crate::matrix::ShapeError;
 
 #[cfg(any(test, feature = "std"))]
@@ -98,19 +98,19 @@ impl Isa {
     /// The layout that its kernels read, of a batch of `tokens`.
     #[must_use]
     pub const fn layout(self, tokens: usize) -> Layout {
-        match self.kernel() {
-            Kernel::I8mm | Kernel::Sve32 | Kernel::Sve64 if tokens >= BATCH_MIN => Layout::Pairs,
-            Kernel::Sve32 => Layout::Rows(Order::V32),
-            Kernel::Sve64 => Layout::Rows(Order::V64),
+        match self.kernel(tokens) {
+            Kernel::I8mm | Kernel::Sve(_) if tokens >= BATCH_MIN => Layout::Pairs,
+            Kernel::Sve(Scalable { wide: false, .. }) => Layout::Rows(Order::V32),
+            Kernel::Sve(Scalable { wide: true, .. }) => Layout::Rows(Order::V64),
             _ => Layout::Rows(Order::V16),
         }
     }
 
     /// Tokens of a tile, which kernels take together.
     const fn tile(self, tokens: usize) -> usize {
-        match self.kernel() {
+        match self.kernel(tokens) {
             _ if tokens < BATCH_MIN => 1,
-            Kernel::Dotprod | Kernel::I8mm | Kernel::Sve32 | Kernel::Sve64 => TILE_MAX,
+            Kernel::Dotprod | Kernel::I8mm | Kernel::Sve(_) => TILE_MAX,
             _ => BATCH_MIN,
         }
     }

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::activations::{Activations, BATCH_MIN, Runs};
 use crate::format::{BLOCK, GROUP};
-use crate::isa::Kernel;
+use crate::isa::{Kernel, Scalable};
 use crate::matmul::Report;
 use crate::matrix::Matrix;
 use crate::{batch, dotprod, neon, sve};
@@ -39,8 +39,12 @@ pub(crate) unsafe fn multiply(
             unsafe {
                 match kernel {
                     Kernel::Dotprod | Kernel::I8mm => dotprod::groups(weights, first, x, token, runs, out),
-                    Kernel::Sve32 => scalable::<32>(weights, first, x, token, runs, out),
-                    Kernel::Sve64 => scalable::<64>(weights, first, x, token, runs, out),
+                    Kernel::Sve(Scalable { wide, two }) => match (wide, two) {
+                        (false, false) => scalable::<32, false>(weights, first, x, token, runs, out),
+                        (false, true) => scalable::<32, true>(weights, first, x, token, runs, out),
+                        (true, false) => scalable::<64, false>(weights, first, x, token, runs, out),
+                        (true, true) => scalable::<64, true>(weights, first, x, token, runs, out),
+                    },
                     _ => {
                         for (group, out) in weights.groups_in(first..first + out.len()).zip(out.iter_mut()) {
                             *out = neon::group(&group, x, token, runs);
@@ -53,12 +57,12 @@ pub(crate) unsafe fn multiply(
     }
 }
 
-/// Multiplies groups from the `first` on with a token, with scalable vectors of `LENGTH` bytes.
+/// Multiplies groups from the `first` on with a token, with scalable vectors of `LENGTH` bytes and perhaps `FEAT_SVE2`.
 ///
 /// # Safety
 /// The CPU has what [`sve::groups`] needs.
 #[inline]
-unsafe fn scalable<const LENGTH: usize>(
+unsafe fn scalable<const LENGTH: usize, const TWO: bool>(
     weights: &Matrix,
     first: usize,
     x: &Activations,
@@ -74,11 +78,11 @@ unsafe fn scalable<const LENGTH: usize>(
         for (i, out) in fours.iter_mut().enumerate() {
             let at = first + i * sve::GROUPS;
             let groups = weights.bytes(at..at + sve::GROUPS);
-            *out = sve::groups::<LENGTH, { sve::GROUPS }>(format, groups, x, token, runs);
+            *out = sve::groups::<LENGTH, TWO, { sve::GROUPS }>(format, groups, x, token, runs);
         }
         for (i, out) in rest.iter_mut().enumerate() {
             let at = first + whole + i;
-            [*out] = sve::groups::<LENGTH, 1>(format, weights.bytes(at..at + 1), x, token, runs);
+            [*out] = sve::groups::<LENGTH, TWO, 1>(format, weights.bytes(at..at + 1), x, token, runs);
         }
     }
 }

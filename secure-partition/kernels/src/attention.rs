@@ -23,8 +23,6 @@ use crate::attention_neon::{Dot, Long, Vectors};
 use crate::attention_plain::Plain;
 use crate::cache::{CHUNK, Layout, POSITIONS, Rows, exponent, magnitude, turned};
 use crate::isa::Isa;
-#[cfg(target_arch = "aarch64")]
-use crate::isa::Kernel;
 use crate::matrix::ShapeError;
 use crate::word::high;
 
@@ -234,10 +232,10 @@ pub fn attend<'s>(
         // SAFETY: `isa` promises the instructions, and lengths are those of so many positions.
         unsafe {
             #[cfg(target_arch = "aarch64")]
-            return Ok(match isa.kernel() {
-                Kernel::Plain | Kernel::Sse2 => head.attend::<Plain>(scores, weights, out),
-                Kernel::Neon => head.attend::<Vectors<Long>>(scores, weights, out),
-                _ => head.attend::<Vectors<Dot>>(scores, weights, out),
+            return Ok(match isa {
+                Isa::PLAIN => head.attend::<Plain>(scores, weights, out),
+                _ if isa.has_dotprod() => head.attend::<Vectors<Dot>>(scores, weights, out),
+                _ => head.attend::<Vectors<Long>>(scores, weights, out),
             });
             #[cfg(not(target_arch = "aarch64"))]
             {

@@ -1,8 +1,15 @@
 //! Which instructions may be used.
 
+use crate::activations::BATCH_MIN;
+
 /// Instruction sets that the kernels may use beyond the target's baseline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Isa(Kernel);
+pub struct Isa {
+    /// Serves fewer tokens than [`BATCH_MIN`].
+    few: Kernel,
+    /// Serves batches.
+    many: Kernel,
+}
 
 impl Isa {
     /// Bit of `FEAT_DotProd` in the feature word that a partition is given.
@@ -15,7 +22,7 @@ impl Isa {
     pub const SVE2: u64 = 1 << 3;
 
     /// What every CPU of the target has: NEON on AArch64, SSE2 on x86-64, plain integer code elsewhere.
-    pub const BASELINE: Self = Self(if cfg!(target_arch = "aarch64") {
+    pub const BASELINE: Self = Self::of(if cfg!(target_arch = "aarch64") {
         Kernel::Neon
     } else if cfg!(target_arch = "x86_64") {
         Kernel::Sse2
@@ -24,7 +31,11 @@ impl Isa {
     });
 
     /// The plain twin of every kernel, on any CPU.
-    pub const PLAIN: Self = Self(Kernel::Plain);
+    pub const PLAIN: Self = Self::of(Kernel::Plain);
+
+    const fn of(kernel: Kernel) -> Self {
+        Self { few: kernel, many: kernel }
+    }
 
     /// From a feature word; bits that no kernel uses are ignored. The length of SVE's vectors is the current one.
     ///
@@ -33,24 +44,27 @@ impl Isa {
     /// and their instructions are not trapped.
     #[must_use]
     pub unsafe fn from_features(features: u64) -> Self {
-        const MATRIX: u64 = Isa::DOTPROD | Isa::I8MM;
-        const SCALABLE: u64 = MATRIX | Isa::SVE | Isa::SVE2;
         let has = |bits| cfg!(target_arch = "aarch64") && features & bits == bits;
-        if has(SCALABLE) {
-            // SAFETY: the caller promises SVE.
-            return match unsafe { vector_bytes() } {
-                64.. => Self(Kernel::Sve64),
-                32.. => Self(Kernel::Sve32),
-                _ => Self(Kernel::I8mm),
-            };
+        let matrix = has(Self::DOTPROD | Self::I8MM);
+        let many = match Self::BASELINE.many {
+            _ if matrix => Kernel::I8mm,
+            _ if has(Self::DOTPROD) => Kernel::Dotprod,
+            baseline => baseline,
+        };
+        if !has(Self::SVE) {
+            return Self::of(many);
         }
-        if has(MATRIX) {
-            Self(Kernel::I8mm)
-        } else if has(Self::DOTPROD) {
-            Self(Kernel::Dotprod)
-        } else {
-            Self::BASELINE
-        }
+        let two = has(Self::SVE2);
+        // SAFETY: the caller promises SVE.
+        let wide = match unsafe { vector_bytes() } {
+            32 => false,
+            64 => true,
+            // Without SVE2's instructions on even and odd elements it matters where a vector ends.
+            65.. if two => true,
+            _ => return Self::of(many),
+        };
+        let few = Kernel::Sve(Scalable { wide, two });
+        Self { few, many: if matrix { few } else { many } }
     }
 
     /// What the CPU of a hosted process has.
@@ -68,16 +82,22 @@ impl Isa {
         unsafe { Self::from_features(detected() & features) }
     }
 
-    /// Whether there are scalable vectors.
+    /// Whether there is `FEAT_SVE2`.
     #[cfg(target_arch = "aarch64")]
-    pub(crate) const fn scalable(self) -> bool {
-        self.0.scalable()
+    pub(crate) const fn has_sve2(self) -> bool {
+        matches!(self.few, Kernel::Sve(Scalable { two: true, .. }))
     }
 
-    /// The kernels that serve it.
+    /// Whether there is `FEAT_DotProd`.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) const fn has_dotprod(self) -> bool {
+        matches!(self.many, Kernel::Dotprod | Kernel::I8mm | Kernel::Sve(_))
+    }
+
+    /// The kernels that serve so many tokens.
     #[inline]
-    pub(crate) const fn kernel(self) -> Kernel {
-        self.0
+    pub(crate) const fn kernel(self, tokens: usize) -> Kernel {
+        if tokens < BATCH_MIN { self.few } else { self.many }
     }
 }
 
@@ -136,16 +156,15 @@ pub(crate) enum Kernel {
     Dotprod,
     /// `FEAT_I8MM`.
     I8mm,
-    /// `FEAT_SVE2` and `FEAT_I8MM`, vectors of 32 bytes.
-    Sve32,
-    /// `FEAT_SVE2` and `FEAT_I8MM`, vectors of 64 bytes or more, of which 64 are used.
-    Sve64,
+    /// `FEAT_SVE`; for batches also `FEAT_I8MM`.
+    Sve(Scalable),
 }
 
-impl Kernel {
-    /// Whether its vectors are scalable.
-    #[cfg(target_arch = "aarch64")]
-    pub(crate) const fn scalable(self) -> bool {
-        matches!(self, Self::Sve32 | Self::Sve64)
-    }
+/// What scalable vectors there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scalable {
+    /// Of 64 bytes, or with `two` of more of which 64 are used; otherwise of 32.
+    pub wide: bool,
+    /// `FEAT_SVE2`.
+    pub two: bool,
 }

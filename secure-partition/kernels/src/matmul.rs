@@ -84,13 +84,14 @@ pub fn matmul(
     if !x.are_for(isa) || groups.start > groups.end || groups.end > weights.groups() || !room {
         return Err(ShapeError);
     }
+    let kernel = isa.kernel(x.tokens());
     let report = |index: usize, head: &[u8; GROUP_HEAD], first: usize, sums: &[[i64; GROUP]]| {
         let rows = GROUP.min(weights.rows() - index * GROUP);
         let at = |token: usize| token * weights.rows() + index * GROUP;
         #[cfg(target_arch = "aarch64")]
         if rows == GROUP {
             let heads = &x.heads(first)[..sums.len()];
-            if crate::neon::finish(isa.kernel(), sums, head, heads, frac, out, at(first), weights.rows()) {
+            if crate::neon::finish(kernel, sums, head, heads, frac, out, at(first), weights.rows()) {
                 return;
             }
         }
@@ -100,13 +101,13 @@ pub fn matmul(
             out.put(at(token), &scale_row(sums, shifts)[..rows]);
         }
     };
-    match isa.kernel() {
+    match kernel {
         Kernel::Plain => by_token(plain::group, plain::group, weights, groups, x, report),
         #[cfg(target_arch = "x86_64")]
         Kernel::Sse2 => by_token(crate::sse2::group, crate::sse2::group, weights, groups, x, report),
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the creator of `isa` promised that the CPU has the features.
-        kernel => unsafe {
+        _ => unsafe {
             let report_groups = |first: usize, token: usize, sums: &[[i64; GROUP]]| {
                 let end = first + sums.len();
                 let exponent = x.exponent(token).saturating_sub(frac);

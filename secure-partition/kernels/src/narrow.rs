@@ -17,7 +17,7 @@ pub fn narrow(isa: Isa, values: &[i64], out: &mut [i32]) -> Result<i32, ShapeErr
     }
     let shift_of = |magnitude: u64| 64 - magnitude.leading_zeros().cast_signed() - BITS;
     #[cfg(target_arch = "aarch64")]
-    if isa.scalable() {
+    if isa.has_sve2() {
         // SAFETY: the creator of `isa` promised that the CPU has the instructions; the lengths are the same.
         return unsafe {
             let shift = shift_of(crate::words_sve::magnitude(values));

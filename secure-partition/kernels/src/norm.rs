@@ -47,7 +47,7 @@ pub fn rms_norm(
 /// Sum of the squares of words of at most 2^30, each divided by 2^31 and rounded.
 fn sum_of_squares(isa: Isa, x: &[i32]) -> u64 {
     #[cfg(target_arch = "aarch64")]
-    if isa.scalable() {
+    if isa.has_sve2() {
         // SAFETY: the creator of `isa` promised that the CPU has the instructions.
         return unsafe { words_sve::sum_of_squares(x) };
     }
@@ -68,7 +68,7 @@ fn squares(x: &[i32]) -> u64 {
 /// x = x * weight * root, of as many weights.
 fn multiply(isa: Isa, x: &mut [i32], weights: &[[u8; 4]], root: i32) {
     #[cfg(target_arch = "aarch64")]
-    if isa.scalable() {
+    if isa.has_sve2() {
         // SAFETY: the creator of `isa` promised that the CPU has the instructions; the lengths are the same.
         return unsafe { words_sve::multiply(x, weights, root) };
     }

@@ -57,7 +57,7 @@ fn gated<const BENT: bool>(isa: Isa, gate: &[i32], up: &[i32], out: &mut [i32]) 
         return Err(ShapeError);
     }
     #[cfg(target_arch = "aarch64")]
-    if isa.scalable() {
+    if isa.has_sve2() {
         // SAFETY: the creator of `isa` promised that the CPU has the instructions; the lengths are the same.
         return unsafe {
             let shifts = [gate, up].map(|words| room(words_sve::largest(words)));

@@ -1,5 +1,5 @@
-//! One token with scalable vectors and `FEAT_SVE2`: 4 rows of 4 columns in each 16 bytes of a vector. Vectors of 32 and of 64
-//! bytes; longer ones are used as if they had 64. (Many tokens: `sve_batch`.)
+//! One token with scalable vectors: 4 rows of 4 columns in each 16 bytes of a vector. Vectors of 32 and of 64 bytes; with
+//! `FEAT_SVE2`, longer ones are used as if they had 64. (Many tokens: `sve_batch`.)
 //!
 //! A loop over blocks is one `asm!` block, as the compiler has no scalable types. Its twin is [`crate::plain::group`].
 
@@ -14,15 +14,15 @@ pub(crate) const GROUPS: usize = 4;
 pub(crate) type Sums<const G: usize> = [[i64; GROUP]; G];
 
 /// Twin of [`crate::plain::group`] for one token and one group or [`GROUPS`], which lie one behind the other, with vectors of
-/// `LENGTH` bytes; `runs` are the token's entries.
+/// `LENGTH` bytes, and `FEAT_SVE2` if there are `TWO` versions; `runs` are the token's entries.
 ///
 /// # Panics
 /// If the groups are not of as many columns as `x`.
 ///
 /// # Safety
-/// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64.
+/// The CPU has vectors of `LENGTH` bytes, or with `TWO` longer ones if that is 64.
 #[inline]
-pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
+pub(crate) unsafe fn groups<const LENGTH: usize, const TWO: bool, const G: usize>(
     format: Format,
     groups: &[u8],
     x: &Activations,
@@ -52,9 +52,9 @@ pub(crate) unsafe fn groups<const LENGTH: usize, const G: usize>(
                 run,
             };
             match format {
-                Format::Q4 => multiply::<LENGTH, true, true, G>(&operands, &mut out),
-                Format::Q4Min => multiply::<LENGTH, true, false, G>(&operands, &mut out),
-                Format::Q8 => multiply::<LENGTH, false, false, G>(&operands, &mut out),
+                Format::Q4 => multiply::<LENGTH, TWO, true, true, G>(&operands, &mut out),
+                Format::Q4Min => multiply::<LENGTH, TWO, true, false, G>(&operands, &mut out),
+                Format::Q8 => multiply::<LENGTH, TWO, false, false, G>(&operands, &mut out),
                 Format::W16 | Format::Vector => {}
             }
         }
@@ -119,12 +119,13 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
                 ", {i}, lsl #1]\nld1h {{z5.h}}, p3/z, [",
                 $m,
                 ", {j}, lsl #1]\n",
-                "tbl z6.h, {{z4.h, z5.h}}, z0.h\ntbl z7.h, {{z4.h, z5.h}}, z1.h\n",
+                "zip1 z6.h, z4.h, z5.h\nzip2 z7.h, z4.h, z5.h\n",
+                "zip1 z4.h, z6.h, z7.h\nzip2 z5.h, z6.h, z7.h\n",
                 "sdot ",
                 $sum,
-                ".d, z6.h, z2.h\nsdot ",
+                ".d, z4.h, z2.h\nsdot ",
                 $sum_4,
-                ".d, z7.h, z2.h\n"
+                ".d, z5.h, z2.h\n"
             )
         };
     }
@@ -148,7 +149,7 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
             // the stores are of 8 sums a group. The caller promises the instructions.
             unsafe {
                 asm!(
-                    ".arch_extension sve2",
+                    ".arch_extension sve",
                     $table,
                     "mov z3.d, {shift}",
                     "mov z16.d, #0", "mov z17.d, #0", "mov z18.d, #0", "mov z19.d, #0",
@@ -162,13 +163,13 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
                     "cmp {i}, {end}",
                     "b.lo 2b",
                     $store,
-                    ".arch_extension nosve2", ".arch_extension nosve",
+                    ".arch_extension nosve",
                     $($m)*
                     table = in(reg) BY_ROW.as_ptr(), sums = inout(reg) sums.as_ptr() => _, shift = in(reg) i64::from(shift),
                     end = in(reg) sums.len() * GROUP, rows = in(reg) LENGTH,
                     i = inout(reg) 0_usize => _, j = inout(reg) GROUP * 2 => _,
                     out = inout(reg) out.as_mut_ptr() => _,
-                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+                    out("v0") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
                     out("v7") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
                     out("v21") _, out("v22") _, out("v23") _, out("p0") _, out("p1") _, out("p2") _,
                     out("p3") _, options(nostack)
@@ -178,19 +179,13 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
     }
     match (LENGTH, G) {
         (32, 1) => run!(
-            concat!(
-                "ptrue p0.d, vl4\n", "ptrue p1.h, vl16\n",
-                "ld1h {{z0.h}}, p1/z, [{table}]\n", "ld1h {{z1.h}}, p1/z, [{table}, #1, mul vl]\n"
-            ),
+            "ptrue p0.d, vl4\n/* {table} */\n",
             four_blocks!(32, "{m}", "z16", "z17"),
             concat!(store!("z16"), store!("z17")),
             m = in(reg) minima(0),
         ),
         (32, _) => run!(
-            concat!(
-                "ptrue p0.d, vl4\n", "ptrue p1.h, vl16\n",
-                "ld1h {{z0.h}}, p1/z, [{table}]\n", "ld1h {{z1.h}}, p1/z, [{table}, #1, mul vl]\n"
-            ),
+            "ptrue p0.d, vl4\n/* {table} */\n",
             concat!(
                 four_blocks!(32, "{m}", "z16", "z17"), four_blocks!(32, "{n}", "z18", "z19"),
                 four_blocks!(32, "{o}", "z20", "z21"), four_blocks!(32, "{p}", "z22", "z23")
@@ -230,60 +225,134 @@ macro_rules! dots {
     };
 }
 
-/// A block of a group: the weights of rows 0..4 (or whole bytes) in z4 to z7, those of rows 4..8 (or low nibbles) in z8 to
-/// z11; all dot products begin with $from. Adds the products with the rows' scales times the entry's, in z1, to the sums of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7.
-macro_rules! block {
-    (@ $block:literal, $weights:expr, $first:expr, $second:expr, $combine:literal, $a:literal, $b:literal, $c:literal, $d:literal) => {
+/// What the assembler is told of the CPU: whether there is SVE's second version.
+macro_rules! extension {
+    (true) => {
+        ".arch_extension sve2"
+    };
+    (false) => {
+        ".arch_extension sve"
+    };
+}
+pub(crate) use extension;
+
+/// An entry's scale, and what is behind its octets in z0.
+macro_rules! entry {
+    (32, $scale:tt) => {
+        entry!(@ $scale)
+    };
+    (64, $scale:tt) => {
+        concat!("zip1 z0.d, z0.d, z0.d\n", entry!(@ $scale))
+    };
+    (@ true) => {
+        "ld1rw {{z1.s}}, p0/z, [{a}]"
+    };
+    (@ false) => {
+        "ld1rsw {{z1.d}}, p0/z, [{a}]"
+    };
+}
+
+/// Scales of a block's rows, times that of the entry: as 32-bit numbers, of rows 0..4 in each 16 bytes of z2 and of rows 4..8 in z3; or
+/// as 64-bit numbers in these two or, with vectors of 64 bytes, one.
+macro_rules! scales {
+    ($length:tt, true, $block:literal) => {
         concat!(
-            "ld1sh {{z2.s}}, p1/z, [", $block, ", {scales}, lsl #1]\n", "mul z2.s, z2.s, z1.s\n", $weights,
-            "mov z3.q, z2.q[1]\n", "mov z2.q, z2.q[0]\n", $first, $second, $combine,
-            "smlalb ", $a, ".d, z12.s, z2.s\n", "smlalt ", $b, ".d, z12.s, z2.s\n",
-            "smlalb ", $c, ".d, z13.s, z3.s\n", "smlalt ", $d, ".d, z13.s, z3.s\n",
-            "add ", $block, ", ", $block, ", {bytes}\n"
+            "ld1sh {{z2.s}}, p1/z, [",
+            $block,
+            ", {scales}, lsl #1]\n",
+            "mul z2.s, p1/m, z2.s, z1.s\n",
+            "mov z3.q, z2.q[1]\n",
+            "mov z2.q, z2.q[0]\n"
         )
     };
-    (32, true, $from:literal, $block:literal, $($sums:literal),*) => {
-        block!(
-            @ $block,
-            concat!(
-                "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", #1, mul vl]\n",
-                "ld1b {{z6.b}}, p0/z, [", $block, ", #2, mul vl]\n", "ld1b {{z7.b}}, p0/z, [", $block, ", #3, mul vl]\n",
-                "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n", "and z10.d, z6.d, z14.d\n", "and z11.d, z7.d, z14.d\n"
-            ),
+    (32, false, $block:literal) => {
+        concat!(
+            "ld1sh {{z2.d}}, p0/z, [",
+            $block,
+            ", {scales}, lsl #1]\n",
+            "ld1sh {{z3.d}}, p0/z, [",
+            $block,
+            ", #-1, mul vl]\n",
+            "mul z2.d, p0/m, z2.d, z1.d\n",
+            "mul z3.d, p0/m, z3.d, z1.d\n"
+        )
+    };
+    (64, false, $block:literal) => {
+        concat!("ld1sh {{z2.d}}, p0/z, [", $block, ", {scales}, lsl #1]\n", "mul z2.d, p0/m, z2.d, z1.d\n")
+    };
+}
+
+/// A block's dot products with an entry: of rows 0..4 in z12, of rows 4..8 in z13. All begin with $from.
+macro_rules! block_dots {
+    (32, true, $from:literal, $block:literal) => {
+        concat!(
+            "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", #1, mul vl]\n",
+            "ld1b {{z6.b}}, p0/z, [", $block, ", #2, mul vl]\n", "ld1b {{z7.b}}, p0/z, [", $block, ", #3, mul vl]\n",
+            "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n", "and z10.d, z6.d, z14.d\n", "and z11.d, z7.d, z14.d\n",
             dots!($from, "z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!($from, "z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3),
-            "sub z12.s, z12.s, z13.s\n", $($sums),*
+            "sub z12.s, z12.s, z13.s\n"
         )
     };
-    (32, false, $from:literal, $block:literal, $($sums:literal),*) => {
-        block!(
-            @ $block,
-            concat!(
-                "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", #1, mul vl]\n",
-                "ld1b {{z6.b}}, p0/z, [", $block, ", #2, mul vl]\n", "ld1b {{z7.b}}, p0/z, [", $block, ", #3, mul vl]\n",
-                "ld1b {{z8.b}}, p0/z, [", $block, ", #4, mul vl]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", #5, mul vl]\n",
-                "ld1b {{z10.b}}, p0/z, [", $block, ", #6, mul vl]\n", "ld1b {{z11.b}}, p0/z, [", $block, ", #7, mul vl]\n"
-            ),
-            dots!($from, "z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!($from, "z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3), "", $($sums),*
+    (32, false, $from:literal, $block:literal) => {
+        concat!(
+            "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", #1, mul vl]\n",
+            "ld1b {{z6.b}}, p0/z, [", $block, ", #2, mul vl]\n", "ld1b {{z7.b}}, p0/z, [", $block, ", #3, mul vl]\n",
+            "ld1b {{z8.b}}, p0/z, [", $block, ", #4, mul vl]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", #5, mul vl]\n",
+            "ld1b {{z10.b}}, p0/z, [", $block, ", #6, mul vl]\n", "ld1b {{z11.b}}, p0/z, [", $block, ", #7, mul vl]\n",
+            dots!($from, "z12", "z4" 0, "z5" 1, "z6" 2, "z7" 3), dots!($from, "z13", "z8" 0, "z9" 1, "z10" 2, "z11" 3)
         )
     };
-    (64, true, $from:literal, $block:literal, $($sums:literal),*) => {
-        block!(
-            @ $block,
-            concat!(
-                "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
-                "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n"
-            ),
-            dots!($from, "z12", "z4" 0, "z5" 1), dots!($from, "z13", "z8" 0, "z9" 1), "sub z12.s, z12.s, z13.s\n", $($sums),*
+    (64, true, $from:literal, $block:literal) => {
+        concat!(
+            "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
+            "and z8.d, z4.d, z14.d\n", "and z9.d, z5.d, z14.d\n",
+            dots!($from, "z12", "z4" 0, "z5" 1), dots!($from, "z13", "z8" 0, "z9" 1), "sub z12.s, z12.s, z13.s\n"
         )
     };
-    (64, false, $from:literal, $block:literal, $($sums:literal),*) => {
-        block!(
-            @ $block,
-            concat!(
-                "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
-                "ld1b {{z8.b}}, p0/z, [", $block, ", x14]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", x15]\n"
-            ),
-            dots!($from, "z12", "z4" 0, "z5" 1), dots!($from, "z13", "z8" 0, "z9" 1), "", $($sums),*
+    (64, false, $from:literal, $block:literal) => {
+        concat!(
+            "ld1b {{z4.b}}, p0/z, [", $block, "]\n", "ld1b {{z5.b}}, p0/z, [", $block, ", x13]\n",
+            "ld1b {{z8.b}}, p0/z, [", $block, ", x14]\n", "ld1b {{z9.b}}, p0/z, [", $block, ", x15]\n",
+            dots!($from, "z12", "z4" 0, "z5" 1), dots!($from, "z13", "z8" 0, "z9" 1)
+        )
+    };
+}
+
+/// Adds dot products times scales to 64-bit sums: of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7; or, where a row's dot products are
+/// added up first, of rows 0..4 and 4..8, or of all.
+macro_rules! add_products {
+    ($length:tt, true, $a:literal, $b:literal, $c:literal, $d:literal) => {
+        concat!(
+            "smlalb ", $a, ".d, z12.s, z2.s\n", "smlalt ", $b, ".d, z12.s, z2.s\n",
+            "smlalb ", $c, ".d, z13.s, z3.s\n", "smlalt ", $d, ".d, z13.s, z3.s\n"
+        )
+    };
+    (32, false, $a:literal, $b:literal, $c:literal, $d:literal) => {
+        concat!(
+            add_products!(@), "mla ", $a, ".d, p0/m, z4.d, z2.d\n", "mla ", $b, ".d, p0/m, z6.d, z3.d\n"
+        )
+    };
+    (64, false, $a:literal, $b:literal, $c:literal, $d:literal) => {
+        concat!(
+            add_products!(@),
+            "sel z5.d, p2, z4.d, z6.d\n", "ext z4.b, z4.b, z6.b, #32\n", "add z4.d, z4.d, z5.d\n",
+            "mla ", $a, ".d, p0/m, z4.d, z2.d\n"
+        )
+    };
+    (@) => {
+        concat!(
+            "sunpklo z4.d, z12.s\n", "sunpkhi z5.d, z12.s\n", "add z4.d, z4.d, z5.d\n",
+            "sunpklo z6.d, z13.s\n", "sunpkhi z7.d, z13.s\n", "add z6.d, z6.d, z7.d\n"
+        )
+    };
+}
+
+/// A block of a group: its products with an entry are added to four registers, or fewer.
+macro_rules! block {
+    ($length:tt, $two:tt, $nibble:tt, $from:literal, $block:literal, $($sums:literal),*) => {
+        concat!(
+            scales!($length, $two, $block), block_dots!($length, $nibble, $from, $block),
+            add_products!($length, $two, $($sums),*), "add ", $block, ", ", $block, ", {bytes}\n"
         )
     };
 }
@@ -291,14 +360,14 @@ macro_rules! block {
 /// Adds up the columns of a group's sums, and those to the sums at `out`. The last register is the one behind the sums. Rows
 /// 4..8 are shifted first.
 macro_rules! fold {
-    (32, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
+    (32, true, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
         concat!(
             "zip1 z0.d, ", $a, ".d, ", $b, ".d\n", "zip2 z1.d, ", $a, ".d, ", $b, ".d\n",
             "zip1 z2.d, ", $c, ".d, ", $d, ".d\n", "zip2 z3.d, ", $c, ".d, ", $d, ".d\n",
             "add z0.d, z0.d, z1.d\n", "add z1.d, z2.d, z3.d\n", fold!(@ $shift)
         )
     };
-    (64, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
+    (64, true, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
         concat!(
             "ext z0.b, {{", $a, ".b, ", $b, ".b}}, #32\n", "ext z1.b, {{", $b, ".b, ", $c, ".b}}, #32\n",
             "ext z2.b, {{", $c, ".b, ", $d, ".b}}, #32\n", "ext z3.b, {{", $d, ".b, ", $e, ".b}}, #32\n",
@@ -307,6 +376,14 @@ macro_rules! fold {
             "zip1 z0.d, ", $a, ".d, ", $b, ".d\n", "zip1 z1.d, ", $c, ".d, ", $d, ".d\n",
             "ext z2.b, {{z0.b, z1.b}}, #32\n", "ext z3.b, {{z1.b, z2.b}}, #32\n",
             "add z0.d, z0.d, z2.d\n", "add z1.d, z1.d, z3.d\n", fold!(@ $shift)
+        )
+    };
+    (32, false, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
+        concat!("mov z0.d, ", $a, ".d\n", "mov z1.d, ", $b, ".d\n", fold!(@ $shift))
+    };
+    (64, false, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
+        concat!(
+            "mov z0.d, ", $a, ".d\n", "mov z1.d, ", $a, ".d\n", "ext z1.b, z1.b, z1.b, #32\n", fold!(@ $shift)
         )
     };
     (@ $shift:literal) => {
@@ -322,9 +399,15 @@ macro_rules! fold {
 /// Adds the products of some groups' blocks. With `NIBBLE`, those of 16 * high and 16 * low nibble; the latter may be `BIASED`.
 ///
 /// # Safety
-/// The CPU has SVE2 with vectors of `LENGTH` bytes, or longer ones if that is 64; there are as many entries as the run has, and
-/// its blocks in each of `G` groups.
-unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const BIASED: bool, const G: usize>(
+/// The CPU has vectors of `LENGTH` bytes, or with `TWO` longer ones if that is 64; there are as many entries as the run has, and its
+/// blocks in each of `G` groups.
+unsafe fn multiply<
+    const LENGTH: usize,
+    const TWO: bool,
+    const NIBBLE: bool,
+    const BIASED: bool,
+    const G: usize,
+>(
     operands: &Operands,
     out: &mut Sums<G>,
 ) {
@@ -332,11 +415,11 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const BIASED: bool, 
     let bytes = SCALES + if NIBBLE { NIBBLES } else { OCTETS };
     let blocks = |group: usize| operands.blocks.wrapping_add(group % G * operands.each + SCALES);
     macro_rules! run {
-        ($length:literal, $x:literal, $blocks:expr, $jump:expr, $fold:expr, $($b:tt)*) => {
+        ($length:literal, $two:tt, $x:expr, $blocks:expr, $jump:expr, $fold:expr, $($b:tt)*) => {
             // SAFETY: the caller's promise; the loads and stores of sums are of 8 a group.
             unsafe {
                 asm!(
-                    ".arch_extension sve2",
+                    extension!($two),
                     concat!("ptrue p0.b, vl", $length),
                     "ptrue p1.s, vl8", "ptrue p2.d, vl4", "ptrue p3.b, vl32", "mov z14.b, #15",
                     "mov z15.d, #0", "mov z16.d, #0", "mov z17.d, #0", "mov z18.d, #0",
@@ -345,7 +428,6 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const BIASED: bool, 
                     "mov z27.d, #0", "mov z28.d, #0", "mov z29.d, #0", "mov z30.d, #0",
                     "2:",
                     "ld1b {{z0.b}}, p3/z, [{x}]", $x,
-                    "ld1rw {{z1.s}}, p0/z, [{a}]",
                     $blocks,
                     "add {x}, {x}, #32",
                     "add {a}, {a}, {a_stride}",
@@ -372,30 +454,30 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const BIASED: bool, 
         };
     }
     macro_rules! some_groups {
-        ($length:tt, $bytes:literal, $x:literal, $nibble:tt, $from:literal, $shift:literal) => {
+        ($length:tt, $two:tt, $bias:literal, $nibble:tt, $from:literal, $shift:literal) => {
             if G == 1 {
                 run!(
-                    $bytes, $x,
-                    block!($length, $nibble, $from, "{b}", "z15", "z16", "z17", "z18"),
+                    $length, $two, concat!(entry!($length, $two), $bias),
+                    block!($length, $two, $nibble, $from, "{b}", "z15", "z16", "z17", "z18"),
                     jump!(b),
-                    fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
+                    fold!($length, $two, $shift, "z15", "z16", "z17", "z18", "z19"),
                     b = inout(reg) blocks(0) => _,
                 )
             } else {
                 run!(
-                    $bytes, $x,
+                    $length, $two, concat!(entry!($length, $two), $bias),
                     concat!(
-                        block!($length, $nibble, $from, "{b}", "z15", "z16", "z17", "z18"),
-                        block!($length, $nibble, $from, "{c}", "z19", "z20", "z21", "z22"),
-                        block!($length, $nibble, $from, "{d}", "z23", "z24", "z25", "z26"),
-                        block!($length, $nibble, $from, "{e}", "z27", "z28", "z29", "z30")
+                        block!($length, $two, $nibble, $from, "{b}", "z15", "z16", "z17", "z18"),
+                        block!($length, $two, $nibble, $from, "{c}", "z19", "z20", "z21", "z22"),
+                        block!($length, $two, $nibble, $from, "{d}", "z23", "z24", "z25", "z26"),
+                        block!($length, $two, $nibble, $from, "{e}", "z27", "z28", "z29", "z30")
                     ),
                     jump!(b, c, d, e),
                     concat!(
-                        fold!($length, $shift, "z15", "z16", "z17", "z18", "z19"),
-                        fold!($length, $shift, "z19", "z20", "z21", "z22", "z23"),
-                        fold!($length, $shift, "z23", "z24", "z25", "z26", "z27"),
-                        fold!($length, $shift, "z27", "z28", "z29", "z30", "z31")
+                        fold!($length, $two, $shift, "z15", "z16", "z17", "z18", "z19"),
+                        fold!($length, $two, $shift, "z19", "z20", "z21", "z22", "z23"),
+                        fold!($length, $two, $shift, "z23", "z24", "z25", "z26", "z27"),
+                        fold!($length, $two, $shift, "z27", "z28", "z29", "z30", "z31")
                     ),
                     b = inout(reg) blocks(0) => _, c = inout(reg) blocks(1) => _,
                     d = inout(reg) blocks(2) => _, e = inout(reg) blocks(3) => _,
@@ -403,14 +485,21 @@ unsafe fn multiply<const LENGTH: usize, const NIBBLE: bool, const BIASED: bool, 
             }
         };
     }
-    match (LENGTH, NIBBLE, BIASED) {
-        (32, true, true) => some_groups!(32, 32, "ld1rw {{z31.s}}, p0/z, [{a}, #4]", true, "z31.d", 4),
-        (32, true, false) => some_groups!(32, 32, "", true, "#0", 4),
-        (32, false, _) => some_groups!(32, 32, "", false, "#0", 0),
-        (_, true, true) => {
-            some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d\nld1rw {{z31.s}}, p0/z, [{a}, #4]", true, "z31.d", 4)
-        }
-        (_, true, false) => some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d", true, "#0", 4),
-        (_, false, _) => some_groups!(64, 64, "zip1 z0.d, z0.d, z0.d", false, "#0", 0),
+    macro_rules! formats {
+        ($length:tt, $two:tt) => {
+            match (NIBBLE, BIASED) {
+                (true, true) => {
+                    some_groups!($length, $two, "\nld1rw {{z31.s}}, p0/z, [{a}, #4]", true, "z31.d", 4)
+                }
+                (true, false) => some_groups!($length, $two, "", true, "#0", 4),
+                (false, _) => some_groups!($length, $two, "", false, "#0", 0),
+            }
+        };
+    }
+    match (LENGTH, TWO) {
+        (32, false) => formats!(32, false),
+        (32, true) => formats!(32, true),
+        (_, false) => formats!(64, false),
+        (_, true) => formats!(64, true),
     }
 }

@@ -33,7 +33,7 @@ impl Random {
 /// The instruction sets of this machine.
 fn isas() -> Vec<Isa> {
     let mut isas = vec![Isa::BASELINE];
-    for features in [Isa::DOTPROD, Isa::DOTPROD | Isa::I8MM, u64::MAX] {
+    for features in [Isa::DOTPROD, Isa::DOTPROD | Isa::I8MM, !Isa::I8MM, u64::MAX] {
         let isa = Isa::detect_within(features);
         if !isas.contains(&isa) {
             isas.push(isa);
