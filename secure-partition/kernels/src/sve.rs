@@ -75,7 +75,7 @@ struct Operands<'a> {
     run: Run<'a>,
 }
 
-/// For each row of a group, where the minima of four blocks are among those of these blocks.
+/// For each row of a group, where the minima of four blocks are among those of these blocks, which lie in one vector of 64 bytes.
 static BY_ROW: [u16; 4 * GROUP] = {
     let mut table = [0; 4 * GROUP];
     let mut i = 0;
@@ -236,7 +236,8 @@ macro_rules! extension {
 }
 pub(crate) use extension;
 
-/// An entry's scale, and what is behind its octets in z0.
+/// Behind the load of an entry's octets to z0: with vectors of 64 bytes they are spread ([`crate::activations::Order::V64`]); its scale
+/// goes to z1.
 macro_rules! entry {
     (32, $scale:tt) => {
         entry!(@ $scale)
