@@ -32,7 +32,7 @@ const LEVELS: [Level; 6] = [
     Level { name: "neon", cpu: "cortex-a72", march: "armv8-a", macs: 8.0 },
     Level { name: "dotprod", cpu: "cortex-a76", march: "armv8.2-a+dotprod", macs: 16.0 },
     Level { name: "i8mm", cpu: "max,sve=off,sme=off", march: "armv8.6-a+i8mm+dotprod", macs: 32.0 },
-    Level { name: "sve-256", cpu: "neoverse-v1", march: "armv8.4-a+sve+i8mm", macs: 64.0 },
+    Level { name: "sve-512", cpu: "a64fx", march: "armv8.2-a+sve", macs: 64.0 },
     Level { name: "sve2-256", cpu: "max,sve256=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 64.0 },
     Level { name: "sve2-512", cpu: "max,sve512=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 128.0 },
 ];

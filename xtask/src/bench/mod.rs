@@ -32,7 +32,7 @@ pub struct Options {
     platform: String,
     /// Only these; all of them otherwise.
     benches: Vec<Bench>,
-    /// Of `kernels`, only this ISA level: neon, dotprod, i8mm, sve-256, sve2-256, sve2-512.
+    /// Of `kernels`, only this ISA level: neon, dotprod, i8mm, sve-512, sve2-256, sve2-512.
     #[arg(long)]
     level: Option<String>,
     /// Write the rows here, as JSON.
