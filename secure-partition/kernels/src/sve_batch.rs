@@ -138,6 +138,7 @@ macro_rules! run {
 ///
 /// # Safety
 /// The CPU has such vectors, and `FEAT_I8MM`.
+#[inline(always)]
 pub(crate) unsafe fn tile<const P: usize>(
     vectors: Scalable,
     tile: &Tile,
