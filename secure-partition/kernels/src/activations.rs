@@ -16,7 +16,7 @@ mod writer;
 use core::ops::Range;
 
 use crate::format::{BLOCK, Format};
-use crate::isa::{Isa, Kernel, Scalable};
+use crate::isa::{Isa, Kernel};
 use crate::matrix::ShapeError;
 
 #[cfg(any(test, feature = "std"))]
@@ -99,9 +99,9 @@ impl Isa {
     #[must_use]
     pub const fn layout(self, tokens: usize) -> Layout {
         match self.kernel(tokens) {
-            Kernel::I8mm | Kernel::Sve(_) if tokens >= BATCH_MIN => Layout::Pairs,
-            Kernel::Sve(Scalable { wide: false, .. }) => Layout::Rows(Order::V32),
-            Kernel::Sve(Scalable { wide: true, .. }) => Layout::Rows(Order::V64),
+            Kernel::I8mm | Kernel::Sve2x32 | Kernel::Sve2x64 if tokens >= BATCH_MIN => Layout::Pairs,
+            Kernel::Sve2x32 => Layout::Rows(Order::V32),
+            Kernel::Sve64 | Kernel::Sve2x64 => Layout::Rows(Order::V64),
             _ => Layout::Rows(Order::V16),
         }
     }
@@ -110,7 +110,7 @@ impl Isa {
     const fn tile(self, tokens: usize) -> usize {
         match self.kernel(tokens) {
             _ if tokens < BATCH_MIN => 1,
-            Kernel::Dotprod | Kernel::I8mm | Kernel::Sve(_) => TILE_MAX,
+            Kernel::Dotprod | Kernel::I8mm | Kernel::Sve2x32 | Kernel::Sve2x64 => TILE_MAX,
             _ => BATCH_MIN,
         }
     }

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::activations::{Activations, BATCH_MIN, Runs};
 use crate::format::{BLOCK, GROUP};
-use crate::isa::{Kernel, Scalable};
+use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::Matrix;
 use crate::{batch, dotprod, neon, sve};
@@ -39,12 +39,9 @@ pub(crate) unsafe fn multiply(
             unsafe {
                 match kernel {
                     Kernel::Dotprod | Kernel::I8mm => dotprod::groups(weights, first, x, token, runs, out),
-                    Kernel::Sve(Scalable { wide, two }) => match (wide, two) {
-                        (false, false) => scalable::<32, false>(weights, first, x, token, runs, out),
-                        (false, true) => scalable::<32, true>(weights, first, x, token, runs, out),
-                        (true, false) => scalable::<64, false>(weights, first, x, token, runs, out),
-                        (true, true) => scalable::<64, true>(weights, first, x, token, runs, out),
-                    },
+                    Kernel::Sve64 => scalable::<64, false>(weights, first, x, token, runs, out),
+                    Kernel::Sve2x32 => scalable::<32, true>(weights, first, x, token, runs, out),
+                    Kernel::Sve2x64 => scalable::<64, true>(weights, first, x, token, runs, out),
                     _ => {
                         for (group, out) in weights.groups_in(first..first + out.len()).zip(out.iter_mut()) {
                             *out = neon::group(&group, x, token, runs);
@@ -57,7 +54,7 @@ pub(crate) unsafe fn multiply(
     }
 }
 
-/// Multiplies groups from the `first` on with a token, with scalable vectors of `LENGTH` bytes and perhaps `FEAT_SVE2`.
+/// Multiplies groups from the `first` on with a token, with scalable vectors of `LENGTH` bytes, of the second version if `TWO`.
 ///
 /// # Safety
 /// The CPU has what [`sve::groups`] needs.

@@ -12,7 +12,7 @@ use core::ops::Range;
 
 use crate::activations::{Activations, Run};
 use crate::format::{BLOCK, Format, GROUP, HALF, NIBBLES, OCTETS, SCALES};
-use crate::isa::{Kernel, Scalable};
+use crate::isa::Kernel;
 use crate::matmul::Report;
 use crate::matrix::{Group, Matrix};
 use crate::minima;
@@ -104,7 +104,7 @@ pub(crate) unsafe fn multiply(
     x: &Activations,
     report: &impl Report,
 ) {
-    let at_once = if let Kernel::Sve(Scalable { wide: true, .. }) = kernel { GROUPS } else { 1 };
+    let at_once = if kernel == Kernel::Sve2x64 { GROUPS } else { 1 };
     let mut strip = [[Slot { weights: [0; OCTETS], scales: [0; 2 * GROUP] }; GROUPS]; CHUNK];
     let mut sums = [[[0; GROUP]; TOKENS]; GROUPS];
     let all = x.cols() / BLOCK;
@@ -114,20 +114,15 @@ pub(crate) unsafe fn multiply(
         for index in groups.clone().step_by(at_once) {
             let here = index..groups.end.min(index + at_once);
             let in_groups = weights.groups_in(here.clone());
-            match kernel {
-                Kernel::Sve(vectors) if weights.format() == Format::Q4Min => {
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        sve_minima::of_tokens(vectors, in_groups, x, tokens.clone(), powers, &mut sums)
-                    };
+            if weights.format() == Format::Q4Min && kernel.has_sve2() {
+                // SAFETY: the caller's promise.
+                unsafe { sve_minima::of_tokens(kernel, in_groups, x, tokens.clone(), powers, &mut sums) };
+            } else if weights.format() == Format::Q4Min {
+                for (group, sums) in in_groups.zip(&mut sums) {
+                    minima::of_tokens(&group, x, tokens.clone(), powers, sums);
                 }
-                Kernel::Sve(_) => sums.iter_mut().for_each(|sums| sums[..tokens.len()].fill([0; GROUP])),
-                _ if weights.format() == Format::Q4Min => {
-                    for (group, sums) in in_groups.zip(&mut sums) {
-                        minima::of_tokens(&group, x, tokens.clone(), powers, sums);
-                    }
-                }
-                _ => {}
+            } else if kernel.has_sve2() {
+                sums.iter_mut().for_each(|sums| sums[..tokens.len()].fill([0; GROUP]));
             }
             for start in (0..all).step_by(CHUNK) {
                 let blocks = start..all.min(start + CHUNK);
@@ -180,8 +175,10 @@ unsafe fn multiply_strip(
                     Kernel::Dotprod if left > 4 => tile::tile::<8>(dots, &tile, first),
                     Kernel::I8mm if left > 4 => i8mm::tile::<4>(&tile, first),
                     Kernel::I8mm => i8mm::tile::<2>(&tile, first),
-                    Kernel::Sve(vectors) if left > 4 => sve_batch::tile::<4>(vectors, &tile, [first, second]),
-                    Kernel::Sve(vectors) => sve_batch::tile::<1>(vectors, &tile, [first, second]),
+                    _ if kernel.has_sve2() && left > 4 => {
+                        sve_batch::tile::<4>(kernel, &tile, [first, second])
+                    }
+                    _ if kernel.has_sve2() => sve_batch::tile::<1>(kernel, &tile, [first, second]),
                     _ => tile::tile::<4>(dots, &tile, first),
                 }
             };
@@ -203,14 +200,14 @@ fn unpack(kernel: Kernel, group: &Group, blocks: Range<usize>, strip: &mut Strip
             let words = words(block).map(|words| vmulq_n_s32(words, factor));
             match kernel {
                 Kernel::I8mm => by_pair(halves, &mut out.weights, NIBBLES, BLOCK),
-                Kernel::Sve(_) => by_pair(halves, &mut out.weights, BLOCK, 2 * BLOCK),
+                _ if kernel.has_sve2() => by_pair(halves, &mut out.weights, BLOCK, 2 * BLOCK),
                 _ => {
                     for (out, &w) in out.weights.chunks_exact_mut(16).zip(halves.as_flattened()) {
                         vst1q_s8(out.as_mut_ptr().cast(), w);
                     }
                 }
             }
-            if let Kernel::Sve(_) = kernel {
+            if kernel.has_sve2() {
                 for (out, words) in out.scales.chunks_exact_mut(2 * HALF).zip(words) {
                     vst1q_s32(out[..4].as_mut_ptr(), vzip1q_s32(words, words));
                     vst1q_s32(out[4..].as_mut_ptr(), vzip2q_s32(words, words));

@@ -46,25 +46,24 @@ impl Isa {
     pub unsafe fn from_features(features: u64) -> Self {
         let has = |bits| cfg!(target_arch = "aarch64") && features & bits == bits;
         let matrix = has(Self::DOTPROD | Self::I8MM);
-        let many = match Self::BASELINE.many {
-            _ if matrix => Kernel::I8mm,
-            _ if has(Self::DOTPROD) => Kernel::Dotprod,
-            baseline => baseline,
+        let many = if matrix {
+            Kernel::I8mm
+        } else if has(Self::DOTPROD) {
+            Kernel::Dotprod
+        } else {
+            Self::BASELINE.many
         };
         if !has(Self::SVE) {
             return Self::of(many);
         }
-        let two = has(Self::SVE2);
         // SAFETY: the caller promises SVE.
-        let wide = match unsafe { vector_bytes() } {
-            32 => false,
-            64 => true,
-            // Without SVE2's instructions on even and odd elements it matters where a vector ends.
-            65.. if two => true,
-            _ => return Self::of(many),
+        let few = match (unsafe { vector_bytes() }, has(Self::SVE2)) {
+            (64.., true) => Kernel::Sve2x64,
+            (32, true) => Kernel::Sve2x32,
+            (64, false) => Kernel::Sve64,
+            _ => many,
         };
-        let few = Kernel::Sve(Scalable { wide, two });
-        Self { few, many: if matrix { few } else { many } }
+        Self { few, many: if matrix && few.has_sve2() { few } else { many } }
     }
 
     /// What the CPU of a hosted process has.
@@ -85,13 +84,13 @@ impl Isa {
     /// Whether there is `FEAT_SVE2`.
     #[cfg(target_arch = "aarch64")]
     pub(crate) const fn has_sve2(self) -> bool {
-        matches!(self.few, Kernel::Sve(Scalable { two: true, .. }))
+        self.few.has_sve2()
     }
 
     /// Whether there is `FEAT_DotProd`.
     #[cfg(target_arch = "aarch64")]
     pub(crate) const fn has_dotprod(self) -> bool {
-        matches!(self.many, Kernel::Dotprod | Kernel::I8mm | Kernel::Sve(_))
+        matches!(self.many, Kernel::Dotprod | Kernel::I8mm | Kernel::Sve2x32 | Kernel::Sve2x64)
     }
 
     /// The kernels that serve so many tokens.
@@ -156,15 +155,18 @@ pub(crate) enum Kernel {
     Dotprod,
     /// `FEAT_I8MM`.
     I8mm,
-    /// `FEAT_SVE`; for batches also `FEAT_I8MM`.
-    Sve(Scalable),
+    /// `FEAT_SVE`, vectors of 64 bytes. No batches; shorter vectors multiply no faster than NEON's, of which a CPU has more at a time
+    /// (docs/adr/0013).
+    Sve64,
+    /// `FEAT_SVE2`, vectors of 32 bytes; for batches `FEAT_I8MM`, too.
+    Sve2x32,
+    /// The same with vectors of 64 bytes or more, of which 64 are used.
+    Sve2x64,
 }
 
-/// What scalable vectors there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Scalable {
-    /// Of 64 bytes, or with `two` of more of which 64 are used; otherwise of 32.
-    pub wide: bool,
-    /// `FEAT_SVE2`.
-    pub two: bool,
+impl Kernel {
+    /// Whether it has `FEAT_SVE2`.
+    pub(crate) const fn has_sve2(self) -> bool {
+        matches!(self, Self::Sve2x32 | Self::Sve2x64)
+    }
 }

@@ -18,7 +18,7 @@
 //! | `neon`, `dotprod` | one token: Armv8.0-A; `FEAT_DotProd` |
 //! | `minima` | what minima add, for all kernels of an Arm CPU |
 //! | `batch`, `tile`, `i8mm` | many tokens, whose weights are unpacked once: for all; Armv8.0-A and `FEAT_DotProd`; `FEAT_I8MM` |
-//! | `sve`, `sve_batch` | one and many tokens with scalable vectors: `FEAT_SVE`; `FEAT_I8MM` too |
+//! | `sve`, `sve_batch` | one token with scalable vectors, and many with `FEAT_SVE2` and `FEAT_I8MM` |
 //! | `sse2` | x86-64, for the host's tools |
 //! | `pack` | GGUF's types to those formats (host only, feature `pack`) |
 //!

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicI32, AtomicI64};
 
 use crate::activations::{Activations, Run, Runs, Token, jump};
 use crate::format::{BLOCK, Format, GROUP, GROUP_HEAD, HALF, NIBBLES, OCTETS, SCALES};
-use crate::isa::{Kernel, Scalable};
+use crate::isa::Kernel;
 use crate::matmul::Output;
 use crate::matrix::Group;
 use crate::minima;
@@ -268,7 +268,7 @@ pub(crate) fn finish(
             vmovl_high_s32(shifts[1]),
         ]
     };
-    if let Kernel::Sve(Scalable { wide: true, two: true }) = kernel {
+    if kernel == Kernel::Sve2x64 {
         // SAFETY: such a kernel is only there where the CPU has vectors of 64 bytes.
         unsafe { words_sve::finish(sums, head, heads, frac, out, at, stride) };
         return true;
@@ -322,7 +322,7 @@ pub(crate) fn finish_groups(
     out: Output,
     at: usize,
 ) -> bool {
-    if let Kernel::Sve(Scalable { wide: true, two: true }) = kernel {
+    if kernel == Kernel::Sve2x64 {
         // SAFETY: such a kernel is only there where the CPU has vectors of 64 bytes.
         return unsafe { words_sve::finish_groups(sums, groups, each, exponent, out, at) };
     }

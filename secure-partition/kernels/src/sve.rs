@@ -1,5 +1,5 @@
-//! One token with scalable vectors: 4 rows of 4 columns in each 16 bytes of a vector. Vectors of 32 and of 64 bytes; with
-//! `FEAT_SVE2`, longer ones are used as if they had 64. (Many tokens: `sve_batch`.)
+//! One token with scalable vectors: 4 rows of 4 columns in each 16 bytes of a vector. With `FEAT_SVE2`, vectors of 32 and of 64 bytes;
+//! longer ones are used as if they had 64. Without it, of 64. (Many tokens: `sve_batch`.)
 //!
 //! A loop over blocks is one `asm!` block, as the compiler has no scalable types. Its twin is [`crate::plain::group`].
 
@@ -29,7 +29,7 @@ pub(crate) unsafe fn groups<const LENGTH: usize, const TWO: bool, const G: usize
     token: usize,
     runs: &Runs,
 ) -> Sums<G> {
-    const { assert!(G == 1 || G == GROUPS) };
+    const { assert!((G == 1 || G == GROUPS) && (TWO || LENGTH == 64)) };
     let (each, blocks) = (format.group_bytes(x.cols()), x.cols() / BLOCK);
     assert!(groups.len() == G * each, "groups of so many columns");
     let (bytes, minima_bytes) = (format.block_bytes(), blocks * format.minima_bytes());
@@ -75,7 +75,7 @@ struct Operands<'a> {
     run: Run<'a>,
 }
 
-/// For each row of a group, where the minima of four blocks are among those of these blocks, which lie in one vector of 64 bytes.
+/// For each row of a group, where the minima of four blocks are among those of these blocks.
 static BY_ROW: [u16; 4 * GROUP] = {
     let mut table = [0; 4 * GROUP];
     let mut i = 0;
@@ -119,13 +119,12 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
                 ", {i}, lsl #1]\nld1h {{z5.h}}, p3/z, [",
                 $m,
                 ", {j}, lsl #1]\n",
-                "zip1 z6.h, z4.h, z5.h\nzip2 z7.h, z4.h, z5.h\n",
-                "zip1 z4.h, z6.h, z7.h\nzip2 z5.h, z6.h, z7.h\n",
+                "tbl z6.h, {{z4.h, z5.h}}, z0.h\ntbl z7.h, {{z4.h, z5.h}}, z1.h\n",
                 "sdot ",
                 $sum,
-                ".d, z4.h, z2.h\nsdot ",
+                ".d, z6.h, z2.h\nsdot ",
                 $sum_4,
-                ".d, z5.h, z2.h\n"
+                ".d, z7.h, z2.h\n"
             )
         };
     }
@@ -149,7 +148,7 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
             // the stores are of 8 sums a group. The caller promises the instructions.
             unsafe {
                 asm!(
-                    ".arch_extension sve",
+                    ".arch_extension sve2",
                     $table,
                     "mov z3.d, {shift}",
                     "mov z16.d, #0", "mov z17.d, #0", "mov z18.d, #0", "mov z19.d, #0",
@@ -163,13 +162,13 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
                     "cmp {i}, {end}",
                     "b.lo 2b",
                     $store,
-                    ".arch_extension nosve",
+                    ".arch_extension nosve2", ".arch_extension nosve",
                     $($m)*
                     table = in(reg) BY_ROW.as_ptr(), sums = inout(reg) sums.as_ptr() => _, shift = in(reg) i64::from(shift),
                     end = in(reg) sums.len() * GROUP, rows = in(reg) LENGTH,
                     i = inout(reg) 0_usize => _, j = inout(reg) GROUP * 2 => _,
                     out = inout(reg) out.as_mut_ptr() => _,
-                    out("v0") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
+                    out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _,
                     out("v7") _, out("v16") _, out("v17") _, out("v18") _, out("v19") _, out("v20") _,
                     out("v21") _, out("v22") _, out("v23") _, out("p0") _, out("p1") _, out("p2") _,
                     out("p3") _, options(nostack)
@@ -179,13 +178,19 @@ unsafe fn start<const LENGTH: usize, const G: usize>(
     }
     match (LENGTH, G) {
         (32, 1) => run!(
-            "ptrue p0.d, vl4\n/* {table} */\n",
+            concat!(
+                "ptrue p0.d, vl4\n", "ptrue p1.h, vl16\n",
+                "ld1h {{z0.h}}, p1/z, [{table}]\n", "ld1h {{z1.h}}, p1/z, [{table}, #1, mul vl]\n"
+            ),
             four_blocks!(32, "{m}", "z16", "z17"),
             concat!(store!("z16"), store!("z17")),
             m = in(reg) minima(0),
         ),
         (32, _) => run!(
-            "ptrue p0.d, vl4\n/* {table} */\n",
+            concat!(
+                "ptrue p0.d, vl4\n", "ptrue p1.h, vl16\n",
+                "ld1h {{z0.h}}, p1/z, [{table}]\n", "ld1h {{z1.h}}, p1/z, [{table}, #1, mul vl]\n"
+            ),
             concat!(
                 four_blocks!(32, "{m}", "z16", "z17"), four_blocks!(32, "{n}", "z18", "z19"),
                 four_blocks!(32, "{o}", "z20", "z21"), four_blocks!(32, "{p}", "z22", "z23")
@@ -234,7 +239,6 @@ macro_rules! extension {
         ".arch_extension sve"
     };
 }
-pub(crate) use extension;
 
 /// Behind the load of an entry's octets to z0: with vectors of 64 bytes they are spread ([`crate::activations::Order::V64`]); its scale
 /// goes to z1.
@@ -254,7 +258,7 @@ macro_rules! entry {
 }
 
 /// Scales of a block's rows, times that of the entry: as 32-bit numbers, of rows 0..4 in each 16 bytes of z2 and of rows 4..8 in z3; or
-/// as 64-bit numbers in these two or, with vectors of 64 bytes, one.
+/// as 64-bit numbers, of all rows in z2.
 macro_rules! scales {
     ($length:tt, true, $block:literal) => {
         concat!(
@@ -264,18 +268,6 @@ macro_rules! scales {
             "mul z2.s, p1/m, z2.s, z1.s\n",
             "mov z3.q, z2.q[1]\n",
             "mov z2.q, z2.q[0]\n"
-        )
-    };
-    (32, false, $block:literal) => {
-        concat!(
-            "ld1sh {{z2.d}}, p0/z, [",
-            $block,
-            ", {scales}, lsl #1]\n",
-            "ld1sh {{z3.d}}, p0/z, [",
-            $block,
-            ", #-1, mul vl]\n",
-            "mul z2.d, p0/m, z2.d, z1.d\n",
-            "mul z3.d, p0/m, z3.d, z1.d\n"
         )
     };
     (64, false, $block:literal) => {
@@ -319,31 +311,39 @@ macro_rules! block_dots {
     };
 }
 
-/// Adds dot products times scales to 64-bit sums: of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7; or, where a row's dot products are
-/// added up first, of rows 0..4 and 4..8, or of all.
+/// Adds dot products times scales to 64-bit sums: of rows 0 and 2, 1 and 3, 4 and 6, 5 and 7; or, where there are no products of even
+/// and odd elements, those of each row added up first, of all rows to the first register.
 macro_rules! add_products {
     ($length:tt, true, $a:literal, $b:literal, $c:literal, $d:literal) => {
         concat!(
-            "smlalb ", $a, ".d, z12.s, z2.s\n", "smlalt ", $b, ".d, z12.s, z2.s\n",
-            "smlalb ", $c, ".d, z13.s, z3.s\n", "smlalt ", $d, ".d, z13.s, z3.s\n"
-        )
-    };
-    (32, false, $a:literal, $b:literal, $c:literal, $d:literal) => {
-        concat!(
-            add_products!(@), "mla ", $a, ".d, p0/m, z4.d, z2.d\n", "mla ", $b, ".d, p0/m, z6.d, z3.d\n"
+            "smlalb ",
+            $a,
+            ".d, z12.s, z2.s\n",
+            "smlalt ",
+            $b,
+            ".d, z12.s, z2.s\n",
+            "smlalb ",
+            $c,
+            ".d, z13.s, z3.s\n",
+            "smlalt ",
+            $d,
+            ".d, z13.s, z3.s\n"
         )
     };
     (64, false, $a:literal, $b:literal, $c:literal, $d:literal) => {
         concat!(
-            add_products!(@),
-            "sel z5.d, p2, z4.d, z6.d\n", "ext z4.b, z4.b, z6.b, #32\n", "add z4.d, z4.d, z5.d\n",
-            "mla ", $a, ".d, p0/m, z4.d, z2.d\n"
-        )
-    };
-    (@) => {
-        concat!(
-            "sunpklo z4.d, z12.s\n", "sunpkhi z5.d, z12.s\n", "add z4.d, z4.d, z5.d\n",
-            "sunpklo z6.d, z13.s\n", "sunpkhi z7.d, z13.s\n", "add z6.d, z6.d, z7.d\n"
+            "sunpklo z4.d, z12.s\n",
+            "sunpkhi z5.d, z12.s\n",
+            "add z4.d, z4.d, z5.d\n",
+            "sunpklo z6.d, z13.s\n",
+            "sunpkhi z7.d, z13.s\n",
+            "add z6.d, z6.d, z7.d\n",
+            "sel z5.d, p2, z4.d, z6.d\n",
+            "ext z4.b, z4.b, z6.b, #32\n",
+            "add z4.d, z4.d, z5.d\n",
+            "mla ",
+            $a,
+            ".d, p0/m, z4.d, z2.d\n"
         )
     };
 }
@@ -378,9 +378,6 @@ macro_rules! fold {
             "ext z2.b, {{z0.b, z1.b}}, #32\n", "ext z3.b, {{z1.b, z2.b}}, #32\n",
             "add z0.d, z0.d, z2.d\n", "add z1.d, z1.d, z3.d\n", fold!(@ $shift)
         )
-    };
-    (32, false, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
-        concat!("mov z0.d, ", $a, ".d\n", "mov z1.d, ", $b, ".d\n", fold!(@ $shift))
     };
     (64, false, $shift:literal, $a:literal, $b:literal, $c:literal, $d:literal, $e:literal) => {
         concat!(
@@ -498,9 +495,8 @@ unsafe fn multiply<
         };
     }
     match (LENGTH, TWO) {
-        (32, false) => formats!(32, false),
-        (32, true) => formats!(32, true),
-        (_, false) => formats!(64, false),
+        (32, _) => formats!(32, true),
         (_, true) => formats!(64, true),
+        (_, false) => formats!(64, false),
     }
 }

@@ -1,4 +1,4 @@
-//! Many tokens with scalable vectors, with or without `FEAT_SVE2`, and `FEAT_I8MM`: two rows of 8 columns in each 16 bytes of a vector. Vectors of
+//! Many tokens with scalable vectors, `FEAT_SVE2` and `FEAT_I8MM`: two rows of 8 columns in each 16 bytes of a vector. Vectors of
 //! 32 and of 64 bytes; longer ones are used as if they had 64.
 //!
 //! A loop over blocks is one `asm!` block, as the compiler has no scalable types. Its twin is [`crate::plain::group`].
@@ -8,8 +8,7 @@ use core::arch::asm;
 use crate::activations::jump;
 use crate::batch::{STRIDE, Slot, Tile};
 use crate::format::{BLOCK, GROUP, HALF, OCTETS};
-use crate::isa::Scalable;
-use crate::sve::extension;
+use crate::isa::Kernel;
 
 /// Eight columns of a pair of tokens, which are `$at` bytes behind `x`: adds the products with the weights in two registers.
 macro_rules! eight_columns {
@@ -27,60 +26,16 @@ macro_rules! eight_columns {
     };
 }
 
-/// Says that scales, each of which is there twice, are multiplied as 32-bit numbers, or extends them to 64 bits.
-macro_rules! scales {
-    (true) => {
-        ""
-    };
-    (false) => {
-        "sxtw z11.d, p0/m, z11.d\nsxtw z12.d, p0/m, z12.d\n"
-    };
-}
-
-/// Adds products of 32-bit numbers and scales to 64-bit sums: of the even ones to the first register, of the odd ones to the second.
-macro_rules! add_products {
-    (true, $products:literal, $scales:literal, $even:literal, $odd:literal) => {
-        concat!(
-            "smlalb ", $even, ".d, ", $products, ".s, ", $scales, ".s\n", "smlalt ", $odd, ".d, ", $products,
-            ".s, ", $scales, ".s\n"
-        )
-    };
-    (false, $products:literal, $scales:literal, $even:literal, $odd:literal) => {
-        concat!(
-            "sxtw z13.d, p0/m, ",
-            $products,
-            ".d\n",
-            "asr ",
-            $products,
-            ".d, ",
-            $products,
-            ".d, #32\n",
-            "mla ",
-            $even,
-            ".d, p0/m, z13.d, ",
-            $scales,
-            ".d\n",
-            "mla ",
-            $odd,
-            ".d, p0/m, ",
-            $products,
-            ".d, ",
-            $scales,
-            ".d\n"
-        )
-    };
-}
-
 /// A run's blocks times some pairs of tokens: for each, how the pointers to sums go on to it, where its sums are, places of its octets,
 /// where its scales are behind the first pair's, and registers for its sums: two tokens' of the rows of the first vector, and of
 /// the second.
 macro_rules! run {
-    ($two:tt, $tile:ident, $sums:ident, $apart:ident, $length:ident;
+    ($tile:ident, $sums:ident, $apart:ident, $length:ident;
      $($go_on:literal, $a_at:literal, $b_at:literal, $c_at:literal, $d_at:literal,
        $x0:literal, $x1:literal, $x2:literal, $x3:literal, $scales:literal,
        $a:literal, $b:literal, $c:literal, $d:literal);+) => {
         asm!(
-            extension!($two), ".arch_extension i8mm",
+            ".arch_extension sve2", ".arch_extension i8mm",
             "ptrue p0.b, vl32", "cmp {length:x}, #64", "b.ne 4f", "ptrue p0.b, vl64", "4:",
             "mov {next}, {first}", "mov {jump}, {second}",
             $(
@@ -95,14 +50,15 @@ macro_rules! run {
             "ld1b {{z4.b}}, p0/z, [{w}, x15]", "ld1b {{z5.b}}, p0/z, [{v}, x15]",
             "ld1b {{z6.b}}, p0/z, [{w}, x16]", "ld1b {{z7.b}}, p0/z, [{v}, x16]",
             // Scales are 4 * 64 bytes behind the weights.
-            "ld1w {{z11.s}}, p0/z, [{w}, x14, lsl #2]", "ld1w {{z12.s}}, p0/z, [{v}, x14, lsl #2]", scales!($two),
+            "ld1w {{z11.s}}, p0/z, [{w}, x14, lsl #2]", "ld1w {{z12.s}}, p0/z, [{v}, x14, lsl #2]",
             $(
                 "mov z9.s, #0", "mov z10.s, #0",
                 eight_columns!($x0, "z0", "z1"), eight_columns!($x1, "z2", "z3"),
                 eight_columns!($x2, "z4", "z5"), eight_columns!($x3, "z6", "z7"),
                 concat!("ld1rqw {{z8.s}}, p0/z, [{a}, #", $scales, "]"),
-                "mul z9.s, p0/m, z9.s, z8.s", "mul z10.s, p0/m, z10.s, z8.s",
-                add_products!($two, "z9", "z11", $a, $b), add_products!($two, "z10", "z12", $c, $d),
+                "mul z9.s, z9.s, z8.s", "mul z10.s, z10.s, z8.s",
+                concat!("smlalb ", $a, ".d, z9.s, z11.s"), concat!("smlalt ", $b, ".d, z9.s, z11.s"),
+                concat!("smlalb ", $c, ".d, z10.s, z12.s"), concat!("smlalt ", $d, ".d, z10.s, z12.s"),
             )+
             "add {w}, {w}, {bytes}", "add {v}, {v}, {bytes}",
             "add {a}, {a}, {a_stride}", "add {x}, {x}, {x_stride}",
@@ -126,7 +82,7 @@ macro_rules! run {
             x = inout(reg) $tile.octets.wrapping_add(128) => _, x_stride = in(reg) $tile.octets_stride,
             in("x13") GROUP, in("x14") OCTETS / 4, in("x15") OCTETS / 2, in("x16") OCTETS / 4 * 3,
             out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _, out("v6") _, out("v7") _,
-            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v13") _, out("v16") _, out("v17") _,
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _, out("v12") _, out("v16") _, out("v17") _,
             out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _, out("v24") _,
             out("v25") _, out("v26") _, out("v27") _, out("v28") _, out("v29") _, out("v30") _, out("v31") _,
             out("p0") _, options(nostack)
@@ -137,57 +93,47 @@ macro_rules! run {
 /// Adds the products of a run's blocks with `P` pairs of tokens; answers how many tokens. With vectors of 64 bytes, of both groups.
 ///
 /// # Safety
-/// The CPU has such vectors, and `FEAT_I8MM`.
-#[inline(always)]
+/// The CPU has what `kernel` needs.
 pub(crate) unsafe fn tile<const P: usize>(
-    vectors: Scalable,
+    kernel: Kernel,
     tile: &Tile,
     sums: [&mut [[i64; GROUP]]; 2],
 ) -> usize {
     const { assert!(P == 1 || P == 4) };
     let [first, second] = sums.map(|sums| sums[..2 * P].as_mut_ptr().cast::<i64>());
     // Rows of the second vector: those of the other group, or the other half of the same.
-    let (second, apart, length) = if vectors.wide {
+    let (second, apart, length) = if kernel == Kernel::Sve2x64 {
         (second, size_of::<Slot>(), 64)
     } else {
         // SAFETY: inside the first token's.
         (unsafe { first.add(HALF) }, BLOCK, 32)
     };
     let sums = [first, second];
-    macro_rules! pairs {
-        ($two:tt) => {
-            // SAFETY: the blocks of the run are there, and its entries of each pair; the sums have room for 2 * P tokens; the
-            // caller promises the instructions.
-            unsafe {
-                if P == 1 {
-                    run!(
-                        $two, tile, sums, apart, length;
-                        "", "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
-                        -128, -112, -96, -80, 0, "z16", "z17", "z18", "z19"
-                    );
-                } else {
-                    run!(
-                        $two, tile, sums, apart, length;
-                        "", "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
-                        -128, -112, -96, -80, 0, "z16", "z17", "z18", "z19";
-                        "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
-                        "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
-                        -64, -48, -32, -16, 16, "z20", "z21", "z22", "z23";
-                        "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
-                        "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
-                        0, 16, 32, 48, 32, "z24", "z25", "z26", "z27";
-                        "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
-                        "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
-                        64, 80, 96, 112, 48, "z28", "z29", "z30", "z31"
-                    );
-                }
-            }
-        };
-    }
-    if vectors.two {
-        pairs!(true);
-    } else {
-        pairs!(false);
+    // SAFETY: the blocks of the run are there, and its entries of each pair; the sums have room for 2 * P tokens; the caller
+    // promises the instructions.
+    unsafe {
+        if P == 1 {
+            run!(
+                tile, sums, apart, length;
+                "", "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                -128, -112, -96, -80, 0, "z16", "z17", "z18", "z19"
+            );
+        } else {
+            run!(
+                tile, sums, apart, length;
+                "", "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                -128, -112, -96, -80, 0, "z16", "z17", "z18", "z19";
+                "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
+                "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                -64, -48, -32, -16, 16, "z20", "z21", "z22", "z23";
+                "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
+                "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                0, 16, 32, 48, 32, "z24", "z25", "z26", "z27";
+                "add {first}, {first}, #128\nadd {second}, {second}, #128\n",
+                "[{first}]", "[{first}, x13, lsl #3]", "[{second}]", "[{second}, x13, lsl #3]",
+                64, 80, 96, 112, 48, "z28", "z29", "z30", "z31"
+            );
+        }
     }
     2 * P
 }

@@ -10,7 +10,7 @@ use core::ops::Range;
 use crate::activations::Activations;
 use crate::batch::{GROUPS, Sums, TOKENS};
 use crate::format::{BLOCK, GROUP, HALF, SCALES};
-use crate::isa::Scalable;
+use crate::isa::Kernel;
 use crate::matrix::Group;
 
 /// Blocks whose minima lie together, by row; and tokens that are taken at once.
@@ -26,9 +26,9 @@ type ByRow = [[[[i16; FOUR]; GROUP]; GROUPS]; CHUNK / FOUR];
 /// Starts the sums of one group, or with vectors of 64 bytes of two: products of minima with block sums, times `powers`.
 ///
 /// # Safety
-/// The CPU has such vectors.
+/// The CPU has what `kernel`, of scalable vectors, needs.
 pub(crate) unsafe fn of_tokens<'a>(
-    vectors: Scalable,
+    kernel: Kernel,
     groups: impl Iterator<Item = Group<'a>> + Clone,
     x: &Activations,
     tokens: Range<usize>,
@@ -39,8 +39,9 @@ pub(crate) unsafe fn of_tokens<'a>(
     let blocks = x.cols() / BLOCK;
     let mut by_row: ByRow = [[[[0; FOUR]; GROUP]; GROUPS]; CHUNK / FOUR];
     let [first, second] = sums.each_mut().map(|sums| sums.as_mut_ptr().cast::<i64>());
+    let whole = kernel == Kernel::Sve2x64;
     // SAFETY: the second half of a group's rows.
-    let out = [first, if vectors.wide { second } else { unsafe { first.add(HALF) } }];
+    let out = [first, if whole { second } else { unsafe { first.add(HALF) } }];
     for start in (0..blocks).step_by(CHUNK) {
         let count = CHUNK.min(blocks - start);
         for (slot, group) in groups.clone().enumerate() {
@@ -49,7 +50,7 @@ pub(crate) unsafe fn of_tokens<'a>(
         let (sums, stride) = x.sums_of_four(tokens.clone(), start);
         let operands = Operands {
             minima: by_row.as_ptr().cast(),
-            apart: if vectors.wide { HALF * GROUP } else { HALF * FOUR },
+            apart: if whole { HALF * GROUP } else { HALF * FOUR },
             blocks: count.next_multiple_of(EIGHT),
             fours: tokens.len().div_ceil(FOUR),
             sums,
@@ -101,14 +102,14 @@ struct Operands {
 /// Tokens' sums of rows in two vectors: writes them or, to what is there, adds them.
 ///
 /// # Safety
-/// The CPU has SVE, and vectors of at least `2 * apart` bytes, or of 64; the operands are whole.
+/// The CPU has SVE2, and vectors of at least `2 * apart` bytes, or of 64; the operands are whole.
 unsafe fn multiply<const ADD: bool>(operands: &Operands) {
     macro_rules! run {
         ($add:expr) => {
             // SAFETY: the caller's promise: loads of block sums are of eight, those of minima and sums of one vector, predicated.
             unsafe {
                 asm!(
-                    ".arch_extension sve",
+                    ".arch_extension sve2",
                     "ptrue p0.b, vl32", "cmp {apart}, #16", "b.eq 4f", "ptrue p0.b, vl64", "4:",
                     "add {b}, {a}, {stride}", "add {c}, {b}, {stride}", "add {d}, {c}, {stride}",
                     "mov {m}, {minima}", "mov {i}, #0",
@@ -134,10 +135,10 @@ unsafe fn multiply<const ADD: bool>(operands: &Operands) {
                     "b.ne 2b",
                     "ld1rw {{z4.d}}, p0/z, [{powers}]", "ld1rw {{z5.d}}, p0/z, [{powers}, #4]",
                     "ld1rw {{z6.d}}, p0/z, [{powers}, #8]", "ld1rw {{z7.d}}, p0/z, [{powers}, #12]",
-                    "mul z16.d, p0/m, z16.d, z4.d", "mul z17.d, p0/m, z17.d, z4.d",
-                    "mul z18.d, p0/m, z18.d, z5.d", "mul z19.d, p0/m, z19.d, z5.d",
-                    "mul z20.d, p0/m, z20.d, z6.d", "mul z21.d, p0/m, z21.d, z6.d",
-                    "mul z22.d, p0/m, z22.d, z7.d", "mul z23.d, p0/m, z23.d, z7.d",
+                    "mul z16.d, z16.d, z4.d", "mul z17.d, z17.d, z4.d",
+                    "mul z18.d, z18.d, z5.d", "mul z19.d, z19.d, z5.d",
+                    "mul z20.d, z20.d, z6.d", "mul z21.d, z21.d, z6.d",
+                    "mul z22.d, z22.d, z7.d", "mul z23.d, z23.d, z7.d",
                     $add,
                     "st1d {{z16.d}}, p0, [{first}]", "st1d {{z17.d}}, p0, [{second}]",
                     "st1d {{z18.d}}, p0, [{first}, x13, lsl #3]", "st1d {{z19.d}}, p0, [{second}, x13, lsl #3]",
@@ -147,7 +148,7 @@ unsafe fn multiply<const ADD: bool>(operands: &Operands) {
                     "add {first}, {first}, #256", "add {second}, {second}, #256",
                     "subs {fours}, {fours}, #1",
                     "b.ne 4b",
-                    ".arch_extension nosve",
+                    ".arch_extension nosve2", ".arch_extension nosve",
                     minima = in(reg) operands.minima, m = out(reg) _, apart = in(reg) operands.apart,
                     a = inout(reg) operands.sums => _, b = out(reg) _, c = out(reg) _, d = out(reg) _,
                     stride = in(reg) 2 * operands.stride, i = out(reg) _, end = in(reg) operands.blocks,
