@@ -257,24 +257,44 @@ impl<D: Dots> Loops for Vectors<D> {
     ) -> [i32; N] {
         /// Vectors of four columns.
         const VECTORS: usize = 8;
+        /// Positions whose weights fill a vector.
+        const LANES: usize = 4 * POSITIONS;
         const { assert!(N.is_multiple_of(CHUNK) && N <= 4 * VECTORS) };
         let mut out = [0; N];
         // SAFETY: the caller's promise; a group's octets are (cols, 4), of which 4 * `N` are read from the first column on.
         unsafe {
             let mut sums = [[vdupq_n_s32(0); VECTORS]; 2];
-            let weights = high.as_chunks::<POSITIONS>().0.iter().zip(low.as_chunks::<POSITIONS>().0);
-            for ((high, low), octets) in weights.zip(values.chunks_exact(POSITIONS * cols)) {
-                let octets = octets[POSITIONS * first..][..POSITIONS * N].as_ptr();
+            let each = POSITIONS * cols;
+            /// Adds a group of positions, whose weights are in a lane.
+            macro_rules! add {
+                ($lane:literal, $octets:expr, $high:ident, $low:ident) => {
+                    let octets = $octets[POSITIONS * first..][..POSITIONS * N].as_ptr();
+                    for i in (0..N / 4).step_by(4) {
+                        let values = vld1q_s8_x4(octets.add(16 * i));
+                        for (j, values) in [values.0, values.1, values.2, values.3].into_iter().enumerate() {
+                            sums[0][i + j] = D::add::<$lane>(sums[0][i + j], values, $high);
+                            sums[1][i + j] = D::add::<$lane>(sums[1][i + j], values, $low);
+                        }
+                    }
+                };
+            }
+            let (highs, lows) = (high.as_chunks::<LANES>().0, low.as_chunks::<LANES>().0);
+            let four_groups = highs.iter().zip(lows).zip(values.chunks_exact(4 * each));
+            let whole = LANES * four_groups.len();
+            for ((high, low), octets) in four_groups {
+                let (high, low) = (vld1q_s8(high.as_ptr()), vld1q_s8(low.as_ptr()));
+                add!(0, octets, high, low);
+                add!(1, octets[each..], high, low);
+                add!(2, octets[2 * each..], high, low);
+                add!(3, octets[3 * each..], high, low);
+            }
+            let (highs, lows) = (high[whole..].as_chunks::<POSITIONS>().0, low[whole..].as_chunks().0);
+            for ((high, low), octets) in highs.iter().zip(lows).zip(values[whole * cols..].chunks_exact(each))
+            {
                 let four =
                     |octets: &[i8; POSITIONS]| vreinterpretq_s8_s32(vld1q_dup_s32(octets.as_ptr().cast()));
                 let (high, low) = (four(high), four(low));
-                for i in (0..N / 4).step_by(4) {
-                    let values = vld1q_s8_x4(octets.add(16 * i));
-                    for (j, values) in [values.0, values.1, values.2, values.3].into_iter().enumerate() {
-                        sums[0][i + j] = D::add::<0>(sums[0][i + j], values, high);
-                        sums[1][i + j] = D::add::<0>(sums[1][i + j], values, low);
-                    }
-                }
+                add!(0, octets, high, low);
             }
             for (i, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
                 vst1q_s32(out.as_mut_ptr(), joined(sums[0][i], sums[1][i]));
