@@ -23,13 +23,12 @@ pub struct Core {
 
 /// LLVM gives Cortex-A76 the model of Cortex-A57; Neoverse N1, which is derived from it, has one of its own. Cortex-X2 has that of
 /// Neoverse N2, with two vector pipelines instead of four.
-pub const CORES: [Core; 6] = [
+pub const CORES: [Core; 5] = [
     Core { name: "cortex-a53", level: "neon", model: "cortex-a53" },
     Core { name: "cortex-a72", level: "neon", model: "cortex-a72" },
     Core { name: "cortex-a76", level: "dotprod", model: "neoverse-n1" },
     Core { name: "cortex-x2", level: "i8mm", model: "cortex-x2" },
     Core { name: "neoverse-v1", level: "i8mm", model: "neoverse-v1" },
-    Core { name: "a64fx", level: "sve-512", model: "a64fx" },
 ];
 
 /// LLVM's tools.
