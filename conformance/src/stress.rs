@@ -22,7 +22,7 @@ use flexserve_normal_runtime::{
     cores, exceptions,
     random::Random,
     record,
-    system::{Smc, page_words},
+    system::{Smc, is_zero, page_words},
 };
 use spin::{Mutex, MutexGuard};
 
@@ -318,6 +318,7 @@ impl Worker {
             if answer != Err(Error::Code(ffa::Code::Busy)) {
                 return Ok(answer);
             }
+            self.join_race();
         }
     }
 
@@ -337,11 +338,12 @@ impl Worker {
         let (handle, pages) = self.regions.swap_remove(which);
         let shared = self.shared.clone();
         let waits = self.random.below(8) != 0;
+        let mut ffa = Ffa::new(Smc, &mut []);
         loop {
             let _alone = waits.then(|| self.alone(&shared)).transpose()?;
-            match Ffa::new(Smc, &mut []).reclaim(handle) {
+            match ffa.reclaim(handle) {
                 Ok(()) => break,
-                Err(Error::Code(ffa::Code::Busy)) => {}
+                Err(Error::Code(ffa::Code::Busy)) => self.join_race(),
                 Err(error) => return Err(format!("reclaiming {handle:#x}: {error}")),
             }
         }
@@ -513,8 +515,7 @@ impl Worker {
             counter.fetch_add(pages.len() as u64, SeqCst);
         }
         // SAFETY: all of them are back.
-        let is_zero = |page: u64| unsafe { page_words(page) }.iter().all(|word| *word == 0);
-        match pages.iter().find(|page| !is_zero(**page)) {
+        match pages.iter().find(|page| unsafe { !is_zero(**page) }) {
             None => Ok(()),
             Some(page) => Err(format!("{page:#x} of a large region comes back with contents")),
         }

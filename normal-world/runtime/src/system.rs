@@ -130,7 +130,8 @@ impl System {
 
     /// Puts reclaimed pages among the free ones; answers how many are not all zero.
     pub fn release(&mut self, lent: &Lent) -> u64 {
-        let dirty = lent.pages.iter().filter(|&&page| !is_zero(page)).count();
+        // SAFETY: the pages were just taken back.
+        let dirty = lent.pages.iter().filter(|&&page| unsafe { !is_zero(page) }).count();
         self.pages.release(&lent.pages);
         dirty as u64
     }
@@ -156,10 +157,14 @@ pub unsafe fn page_words<'a>(page: u64) -> &'a mut [u64; GRANULE_SIZE / 8] {
     unsafe { &mut *(page as *mut [u64; GRANULE_SIZE / 8]) }
 }
 
-fn is_zero(page: u64) -> bool {
-    let words = page as *const [u64; GRANULE_SIZE / 8];
-    // SAFETY: identity-mapped memory of the pool, just taken back.
-    unsafe { words.read_volatile() }.iter().all(|&word| word == 0)
+/// Whether every byte of a page is zero.
+///
+/// # Safety
+///
+/// As for [`page_mut`].
+pub unsafe fn is_zero(page: u64) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { page_words(page) }.iter().all(|&word| word == 0)
 }
 
 /// First address behind this machine's RAM: the platform says how much there can be, a read of what is not there faults.
