@@ -40,7 +40,8 @@ pub enum Op {
     /// this one's is relinquished at once (x8 = 1), and all that was or will be loaded by either is loaded in both.
     Load = 3,
     /// `(x5: session, x6: offset of the prompt in the shared buffer, x7: its bytes, x8: temperature in Q16.16
-    /// (0 = greedy), x9: top-p in Q0.16 (0x10000 = 1), x10: seed, x11: most tokens to answer) -> (x5: prompt tokens)`.
+    /// (0 = greedy), x9: top-p in Q0.16 (0x10000 = 1), x10: seed, x11: most tokens to answer,
+    /// x12: top-k (0 = all)) -> (x5: prompt tokens)`.
     ///
     /// Applies the model's chat template, tokenizes and prefills.
     Generate = 4,

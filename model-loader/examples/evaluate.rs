@@ -76,7 +76,7 @@ fn answers(container: &Container, max_tokens: u64) -> Result<(), Box<dyn Error>>
         let request = Request {
             prompt: prompt?,
             context: CONTEXT,
-            settings: Settings { temperature: 0, top_p: 0, seed: 0, max_tokens },
+            settings: Settings { temperature: 0, top_k: 0, top_p: 0, seed: 0, max_tokens },
             plain: false,
         };
         println!("{}", serde_json::to_string(&run(container, &request, |_| ())?)?);

@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     mark();
     hash.update(engine.logits().as_bytes());
     engine.reset();
-    let mut greedy = Sampler::new(0, 0, 0);
+    let mut greedy = Sampler::new(0, 0, 0, 0);
     let mut answer = vec![greedy.sample(engine.prefill(&batch[..PROMPT])?)];
     for count in ANSWER {
         while answer.len() < count {

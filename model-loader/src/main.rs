@@ -75,6 +75,9 @@ struct RunArguments {
     /// Temperature; 0 always takes the likeliest token.
     #[arg(long, default_value = "0", value_parser = temperature)]
     temp: u32,
+    /// Choose among so many of the likeliest tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    top_k: u32,
     /// Choose among the likeliest tokens that together have this probability.
     #[arg(long, default_value = "1", value_parser = top_p)]
     top_p: u32,
@@ -184,6 +187,7 @@ fn answer(arguments: &RunArguments) -> Result<(), Error> {
         context: arguments.context as usize,
         settings: Settings {
             temperature: arguments.temp,
+            top_k: arguments.top_k,
             top_p: arguments.top_p,
             seed: arguments.seed,
             max_tokens: arguments.max_tokens.into(),

@@ -36,7 +36,7 @@ fn request(prompt: &str) -> Request {
     Request {
         prompt: prompt.to_owned(),
         context: 64,
-        settings: Settings { temperature: 0, top_p: TOP_P_ALL, seed: 0, max_tokens: 5 },
+        settings: Settings { temperature: 0, top_k: 0, top_p: TOP_P_ALL, seed: 0, max_tokens: 5 },
         plain: true,
     }
 }

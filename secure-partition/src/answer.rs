@@ -75,9 +75,9 @@ struct Answering<'a, S> {
 impl<S: SharedBytes> Answering<'_, S> {
     /// `GENERATE`.
     fn generate(&mut self, args: &Args, room: &mut [u8]) -> Reply {
-        let [_, offset, bytes, temperature, top_p, seed, max_tokens, ..] = *args;
+        let [_, offset, bytes, temperature, top_p, seed, max_tokens, top_k, ..] = *args;
         self.pending.clear();
-        let (Ok(temperature), Ok(top_p)) = (u32::try_from(temperature), u32::try_from(top_p)) else {
+        let [Ok(temperature), Ok(top_k), Ok(top_p)] = [temperature, top_k, top_p].map(u32::try_from) else {
             return failure(Status::InvalidParameters);
         };
         if max_tokens == 0 {
@@ -86,7 +86,7 @@ impl<S: SharedBytes> Answering<'_, S> {
         let Some(prompt) = self.shared.prompt(offset, bytes, room) else {
             return failure(Status::BadPrompt);
         };
-        let settings = Settings { temperature, top_p, seed, max_tokens };
+        let settings = Settings { temperature, top_k, top_p, seed, max_tokens };
         let reply = match self.generator.begin(prompt, settings) {
             Ok(tokens) => success(&[tokens as u64]),
             Err(PromptError::TooLong { tokens, context }) => {

@@ -185,7 +185,7 @@ fn expected(prompt: &str, max_tokens: u64) -> (Vec<u8>, [u8; 32]) {
     let mut memory = vec![0_u64; 1 << 17];
     let model = tiny::model(&segments);
     let mut generator = Generator::new(model, memory.as_mut_bytes(), CONTEXT as usize, Isa::PLAIN).unwrap();
-    let settings = Settings { temperature: 0, top_p: 0, seed: 0, max_tokens };
+    let settings = Settings { temperature: 0, top_k: 0, top_p: 0, seed: 0, max_tokens };
     generator.begin(prompt, settings).unwrap();
     let mut text = Vec::new();
     while generator.next(|part| text.extend_from_slice(part)) == Some(Ok(Finish::Running)) {}
@@ -209,6 +209,22 @@ fn an_answer_is_the_same_as_without_the_service() {
     assert_eq!(status[4..8].as_bytes(), hash);
     assert_eq!(replies[5][1..3], [5, 5]);
     assert!(replies[6][3] > 0);
+}
+
+#[test]
+fn the_likeliest_one_of_a_hot_sampler_is_the_greedy_answer() {
+    let prompt = "HELLO";
+    let hash = |top_k: u64| {
+        let mut requests = loading();
+        let hot = [1, PROMPT_AT, prompt.len() as u64, 100 << 16, 1 << 16, 7, 20, top_k];
+        requests.push(message(Op::Generate, &hot));
+        requests.push(message(Op::Next, &[1, 100]));
+        requests.push(message(Op::Status, &[1]));
+        replies(&requests, prompt, false).last().unwrap()[4..8].as_bytes().to_vec()
+    };
+    let (_, greedy) = expected(prompt, 20);
+    assert_eq!(hash(1), greedy);
+    assert_ne!(hash(0), greedy);
 }
 
 #[test]
@@ -328,6 +344,7 @@ fn prompts_that_cannot_be_answered_leave_the_model_ready_for_others() {
         message(Op::Generate, &[1, 4090, 10, 0, 0, 0, 1]),
         message(Op::Generate, &[1, PROMPT_AT, u64::MAX, 0, 0, 0, 1]),
         message(Op::Generate, &[1, PROMPT_AT, 5, 1 << 32, 0, 0, 1]),
+        message(Op::Generate, &[1, PROMPT_AT, 5, 0, 0, 0, 1, 1 << 32]),
         message(Op::Generate, &[1, PROMPT_AT, 5, 0, 0, 0, 0]),
         message(Op::Next, &[1, 1]),
         generate(&prompt, 1),
@@ -344,12 +361,13 @@ fn prompts_that_cannot_be_answered_leave_the_model_ready_for_others() {
             BadPrompt,
             InvalidParameters,
             InvalidParameters,
+            InvalidParameters,
             WrongState,
             PromptTooLong,
             Success
         ]
     );
-    assert_eq!(replies[13][2], CONTEXT);
+    assert_eq!(replies[14][2], CONTEXT);
 }
 
 #[test]

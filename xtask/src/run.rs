@@ -54,6 +54,9 @@ pub struct Options {
     /// Temperature of the sampler; 0 always takes the likeliest token.
     #[arg(long, default_value_t = 0.0, value_parser = temperature)]
     pub temp: f64,
+    /// Sample among so many of the likeliest tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
     /// Sample among the likeliest tokens that make up this probability.
     #[arg(long, default_value_t = 1.0, value_parser = probability)]
     pub top_p: f64,
@@ -157,6 +160,7 @@ pub fn job(platform: &Platform, options: &Options) -> Job {
         prompt: options.prompt.clone(),
         max_tokens: options.max_tokens,
         temperature: (options.temp * ONE).round() as u32,
+        top_k: options.top_k,
         top_p: (options.top_p * ONE).round() as u32,
         seed: options.seed,
         context: options.context,

@@ -21,6 +21,9 @@ pub struct Job {
     pub max_tokens: u32,
     /// Temperature in Q16.16; 0 is greedy.
     pub temperature: u32,
+    /// Only so many of the likeliest tokens are chosen from; 0 for all.
+    #[serde(default)]
+    pub top_k: u32,
     /// Top-p in Q0.16; 0x10000 is 1.
     pub top_p: u32,
     /// Seed of the sampler.

@@ -94,6 +94,8 @@ pub struct Prompt {
     pub length: u64,
     /// Temperature in Q16.16; 0 is greedy.
     pub temperature: u32,
+    /// Only so many of the likeliest tokens are chosen from; 0 for all.
+    pub top_k: u32,
     /// Top-p in Q0.16; 0x10000 is 1.
     pub top_p: u32,
     /// Seed of the sampler.
@@ -220,6 +222,7 @@ impl<'a, 'tx, C: Conduit> Llm<'a, 'tx, C> {
             prompt.top_p.into(),
             prompt.seed,
             prompt.max_tokens,
+            prompt.top_k.into(),
         ];
         Ok(self.call(Op::Generate as u64, &arguments)?[0])
     }

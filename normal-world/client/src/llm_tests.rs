@@ -30,7 +30,8 @@ fn against(answers: &[&[u64]], test: impl FnOnce(&mut Llm<'_, '_, Service>)) -> 
 
 #[test]
 fn calls_put_their_arguments_where_the_service_looks() {
-    let prompt = Prompt { offset: 128, length: 5, temperature: 1, top_p: 2, seed: 3, max_tokens: 4 };
+    let prompt =
+        Prompt { offset: 128, length: 5, temperature: 1, top_k: 5, top_p: 2, seed: 3, max_tokens: 4 };
     let requests =
         against(&[&[0, 77, 0x1_0001], &[0, 30, 1, 500], &[0, 9], &[0], &[0, 30, 30, 500, 1]], |llm| {
             assert_eq!(llm.open(0x1234, 2048), Ok(77));
@@ -42,7 +43,7 @@ fn calls_put_their_arguments_where_the_service_looks() {
         });
     assert_eq!(requests[0][..4], [1, 0x1234, 2048, 0]);
     assert_eq!(requests[1][..5], [3, 77, 0x99, 0, 0]);
-    assert_eq!(requests[2][..9], [4, 77, 128, 5, 1, 2, 3, 4, 0]);
+    assert_eq!(requests[2][..10], [4, 77, 128, 5, 1, 2, 3, 4, 5, 0]);
     assert_eq!(requests[3][..3], [2, 77, 0]);
 }
 

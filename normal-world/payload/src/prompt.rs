@@ -187,6 +187,7 @@ pub fn written(ring: &mut Ring<'static>, job: &Job) -> Result<Prompt, String> {
         offset: ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?,
         length: job.prompt.len() as u64,
         temperature: job.temperature,
+        top_k: job.top_k,
         top_p: job.top_p,
         seed: job.seed,
         max_tokens: job.max_tokens.into(),

@@ -27,6 +27,8 @@ const PIECES: usize = chat::pieces(1);
 pub struct Settings {
     /// Q16.16; 0 is greedy.
     pub temperature: u32,
+    /// Only so many of the likeliest tokens are chosen from; 0 for all.
+    pub top_k: u32,
     /// Q0.16; 0x10000 is 1.
     pub top_p: u32,
     /// Of the sampler's generator.
@@ -138,7 +140,8 @@ impl<'m, 'w> Generator<'m, 'w> {
             Error::NoTokens => PromptError::Empty,
             other => PromptError::Model(other),
         })?;
-        let mut sampler = Sampler::new(settings.temperature, settings.top_p, settings.seed);
+        let Settings { temperature, top_k, top_p, seed, .. } = settings;
+        let mut sampler = Sampler::new(temperature, top_k, top_p, seed);
         let next = sampler.sample(logits);
         let logits = Sha256::new().chain_update(logits.as_bytes());
         self.answer = Some(Answer { settings, sampler, logits, prompt_tokens: count, tokens: 0, next });

@@ -11,25 +11,28 @@ pub const TOP_P_ALL: u32 = 1 << 16;
 pub struct Sampler {
     /// `log2(e) / temperature`, Q16.32; 0 for greedy.
     steepness: u64,
+    /// 0 for all.
+    top_k: u32,
     /// Q0.16
     top_p: u32,
     generator: Xoshiro256,
 }
 
-/// Buckets of the histogram that finds the nucleus.
+/// Buckets of the histograms that find how deep a choice goes.
 const BUCKETS: usize = 256;
 
 impl Sampler {
-    /// `temperature` in Q16.16, 0 for the likeliest token always. `top_p` in Q0.16: only the likeliest tokens that together
-    /// have this probability are chosen from; [`TOP_P_ALL`] and above for all, 0 for the likeliest alone.
+    /// `temperature` in Q16.16, 0 for the likeliest token always. Only the `top_k` likeliest tokens are chosen from, of
+    /// equally likely ones the first; 0 for all. `top_p` in Q0.16: of these, only the likeliest that together have this
+    /// share of their probability; [`TOP_P_ALL`] and above for all, 0 for the likeliest alone.
     #[must_use]
-    pub fn new(temperature: u32, top_p: u32, seed: u64) -> Self {
+    pub fn new(temperature: u32, top_k: u32, top_p: u32, seed: u64) -> Self {
         let steepness = match temperature {
             0 => 0,
             // log2(e) in Q1.60 to Q.48, over Q.16, leaves Q.32.
             t => (LOG2_E >> 12) / u64::from(t),
         };
-        Self { steepness, top_p: top_p.min(TOP_P_ALL), generator: Xoshiro256::new(seed) }
+        Self { steepness, top_k, top_p: top_p.min(TOP_P_ALL), generator: Xoshiro256::new(seed) }
     }
 
     /// Chooses a token by its logits, Q15.16; the first of equally likely ones if there is no choice. `logits` is not empty.
@@ -40,16 +43,10 @@ impl Sampler {
         }
         let top = logits.get(best).copied().unwrap_or_default();
         let weights = Weights { logits, top, steepness: self.steepness };
-        let (depth, sum) = if self.top_p == TOP_P_ALL {
-            (u32::MAX, weights.iter().map(|(_, weight)| weight).sum())
-        } else {
-            weights.nucleus(self.top_p)
-        };
+        let cut = weights.cut(self.top_k, self.top_p);
+        let sum = weights.kept(cut).map(|(_, weight)| weight).sum();
         let mut left = self.generator.below(sum);
-        for ((token, weight), &logit) in weights.iter().zip(logits) {
-            if top.abs_diff(logit) > depth {
-                continue;
-            }
+        for (token, weight) in weights.kept(cut) {
             if left < weight {
                 return token as u32;
             }
@@ -83,37 +80,74 @@ impl Weights<'_> {
         if exponent >= 32 << 16 { 0 } else { exp2(-(exponent as i32)).cast_unsigned() }
     }
 
-    fn iter(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.logits.iter().map(|&logit| self.weight(self.top.abs_diff(logit))).enumerate()
+    /// How deep each token's logit is below the highest, Q16.16.
+    fn depths(&self) -> impl Iterator<Item = u32> {
+        self.logits.iter().map(|&logit| self.top.abs_diff(logit))
     }
 
-    /// The least depth such that the tokens down to it have `top_p` (Q0.16) of the weight, and their weight.
+    /// The tokens that are not cut off, and their weights.
+    fn kept(&self, cut: Cut) -> impl Iterator<Item = (usize, u64)> {
+        let mut edge = cut.edge;
+        self.depths()
+            .enumerate()
+            .filter(move |&(_, depth)| {
+                let first = depth == cut.depth && edge > 0;
+                edge -= u64::from(first);
+                depth < cut.depth || first
+            })
+            .map(|(token, depth)| (token, self.weight(depth)))
+    }
+
+    /// The `top_k` (0 for all) likeliest tokens; of these the likeliest that have `top_p` (Q0.16) of their weight.
+    fn cut(&self, top_k: u32, top_p: u32) -> Cut {
+        let mut cut = Cut { depth: u32::MAX, edge: u64::MAX };
+        if top_k != 0 {
+            let (depth, above) = self.depth_of(top_k.into(), |_| 1);
+            cut = Cut { depth, edge: u64::from(top_k) - above };
+        }
+        if top_p < TOP_P_ALL {
+            let sum: u64 = self.kept(cut).map(|(_, weight)| weight).sum();
+            let wanted = (u128::from(sum) * u128::from(top_p)).div_ceil(1 << 16) as u64;
+            let (depth, _) = self.depth_of(wanted, |depth| self.weight(depth));
+            if depth < cut.depth {
+                cut = Cut { depth, edge: u64::MAX };
+            }
+        }
+        cut
+    }
+
+    /// The least depth such that the tokens down to it measure `wanted` together, and what those above it measure. If all
+    /// measure less, the depth is `u32::MAX`.
     ///
     /// Four histograms of 256 buckets, one for each byte of the depth from the highest down, find it without sorting.
-    fn nucleus(&self, top_p: u32) -> (u32, u64) {
-        let total: u64 = self.iter().map(|(_, weight)| weight).sum();
-        let wanted = (u128::from(total) * u128::from(top_p)).div_ceil(1 << 16) as u64;
+    fn depth_of(&self, wanted: u64, measure: impl Fn(u32) -> u64) -> (u32, u64) {
         let (mut above, mut prefix) = (0, 0);
         for shift in [24u32, 16, 8, 0] {
             let mut buckets = [0u64; BUCKETS];
-            for &logit in self.logits {
-                let depth = self.top.abs_diff(logit);
+            for depth in self.depths() {
                 if u64::from(depth) >> (shift + 8) == u64::from(prefix) >> (shift + 8) {
-                    buckets[(depth >> shift & 0xff) as usize] += self.weight(depth);
+                    buckets[(depth >> shift & 0xff) as usize] += measure(depth);
                 }
             }
-            for (bucket, weight) in (0u32..).zip(buckets) {
-                if above + weight >= wanted || bucket as usize == BUCKETS - 1 {
+            for (bucket, within) in (0u32..).zip(buckets) {
+                if above + within >= wanted || bucket as usize == BUCKETS - 1 {
                     prefix |= bucket << shift;
                     break;
                 }
-                above += weight;
+                above += within;
             }
         }
-        let within =
-            self.logits.iter().map(|&logit| self.top.abs_diff(logit)).filter(|&depth| depth <= prefix);
-        (prefix, within.map(|depth| self.weight(depth)).sum())
+        (prefix, above)
     }
+}
+
+/// Which tokens are chosen from.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    /// Those that are less deep than this, Q16.16.
+    depth: u32,
+    /// And, of those just as deep, so many of the first.
+    edge: u64,
 }
 
 /// xoshiro256** of Blackman and Vigna, seeded by splitmix64. No secret: it only has to be even and repeatable.
@@ -159,8 +193,8 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_the_highest() {
-        assert_eq!(Sampler::new(0, TOP_P_ALL, 1).sample(&[-5, 7, 7, 3]), 1);
-        assert_eq!(Sampler::new(0, TOP_P_ALL, 1).sample(&[i32::MIN]), 0);
+        assert_eq!(Sampler::new(0, 0, TOP_P_ALL, 1).sample(&[-5, 7, 7, 3]), 1);
+        assert_eq!(Sampler::new(0, 0, TOP_P_ALL, 1).sample(&[i32::MIN]), 0);
     }
 
     #[test]
@@ -170,8 +204,8 @@ mod tests {
     }
 
     /// Shares of each token in many draws.
-    fn shares(temperature: u32, top_p: u32, logits: &[i32]) -> Vec<f64> {
-        let mut sampler = Sampler::new(temperature, top_p, 42);
+    fn shares(temperature: u32, top_k: u32, top_p: u32, logits: &[i32]) -> Vec<f64> {
+        let mut sampler = Sampler::new(temperature, top_k, top_p, 42);
         let mut counts = std::vec![0u32; logits.len()];
         for _ in 0..20_000 {
             counts[sampler.sample(logits) as usize] += 1;
@@ -186,7 +220,7 @@ mod tests {
             let t = f64::from(temperature) / 65536.0;
             let exact = logits.map(|logit| (f64::from(logit) / 65536.0 / t).exp());
             let sum: f64 = exact.iter().sum();
-            for (share, exact) in shares(temperature, TOP_P_ALL, &logits).iter().zip(exact) {
+            for (share, exact) in shares(temperature, 0, TOP_P_ALL, &logits).iter().zip(exact) {
                 assert!((share - exact / sum).abs() < 0.015, "{share} instead of {}", exact / sum);
             }
         }
@@ -198,7 +232,7 @@ mod tests {
         let ln2 = 45_426;
         let logits = [-ln2, 0, -2 * ln2, -2 * ln2];
         let chosen = |top_p: u32| -> Vec<bool> {
-            shares(ONE as u32, top_p, &logits).iter().map(|&s| s > 0.0).collect()
+            shares(ONE as u32, 0, top_p, &logits).iter().map(|&s| s > 0.0).collect()
         };
         assert_eq!(chosen(0), [false, true, false, false]);
         assert_eq!(chosen(TOP_P_ALL / 2 - 100), [false, true, false, false]);
@@ -208,13 +242,40 @@ mod tests {
     }
 
     #[test]
+    fn top_k_keeps_as_many_as_it_says_and_of_equals_the_first() {
+        let logits = [-ONE, 0, -ONE, -2 * ONE, -ONE];
+        let chosen = |top_k: u32| -> Vec<bool> {
+            shares(ONE as u32, top_k, TOP_P_ALL, &logits).iter().map(|&s| s > 0.0).collect()
+        };
+        assert_eq!(chosen(1), [false, true, false, false, false]);
+        assert_eq!(chosen(2), [true, true, false, false, false]);
+        assert_eq!(chosen(3), [true, true, true, false, false]);
+        assert_eq!(chosen(4), [true, true, true, false, true]);
+        for all in [0, 5, 6, u32::MAX] {
+            assert_eq!(chosen(all), [true; 5]);
+        }
+    }
+
+    #[test]
+    fn top_p_is_a_share_of_what_top_k_has_kept() {
+        // 0.5, 0.25, 0.125, 0.125 of all; 2/3 and 1/3 of the first two.
+        let ln2 = 45_426;
+        let logits = [-ln2, 0, -2 * ln2, -2 * ln2];
+        let share = |top_p: u32| shares(ONE as u32, 2, top_p, &logits)[0];
+        assert!(share(TOP_P_ALL * 2 / 3 - 100) == 0.0);
+        assert!((share(TOP_P_ALL * 2 / 3 + 100) - 1.0 / 3.0).abs() < 0.015);
+    }
+
+    #[test]
     fn extremes_are_chosen_from_without_overflow() {
-        for temperature in [1, u32::MAX] {
-            for top_p in [1, TOP_P_ALL - 1, u32::MAX] {
-                let mut sampler = Sampler::new(temperature, top_p, u64::MAX);
-                for logits in [&[i32::MIN, i32::MAX][..], &[i32::MIN; 3], &[0]] {
-                    assert!((sampler.sample(logits) as usize) < logits.len());
-                }
+        for (temperature, top_k, top_p) in [1, u32::MAX].into_iter().flat_map(|temperature| {
+            [0, 1, 2, u32::MAX]
+                .into_iter()
+                .flat_map(move |top_k| [1, TOP_P_ALL - 1, u32::MAX].map(|top_p| (temperature, top_k, top_p)))
+        }) {
+            let mut sampler = Sampler::new(temperature, top_k, top_p, u64::MAX);
+            for logits in [&[i32::MIN, i32::MAX][..], &[i32::MIN; 3], &[0]] {
+                assert!((sampler.sample(logits) as usize) < logits.len());
             }
         }
     }

@@ -79,7 +79,7 @@ pub fn bad_prompts(bench: &mut Bench) -> Result<(), String> {
     let id = session.id;
     let room = super::PROMPT_ROOM;
     let offset = ring.write_prompt(&vec![0xff; 8]).map_err(|e| format!("{e}"))?;
-    let good = Prompt { offset, length: 8, temperature: 0, top_p: 1 << 16, seed: 0, max_tokens: 1 };
+    let good = Prompt { offset, length: 8, temperature: 0, top_k: 0, top_p: 1 << 16, seed: 0, max_tokens: 1 };
     let mut ignore = || {};
     let mut llm = session.service(system, &mut ignore);
     refused("a prompt that is not UTF-8", llm.generate(id, &good), &[Status::BadPrompt])?;
@@ -108,15 +108,7 @@ pub fn bad_prompts(bench: &mut Bench) -> Result<(), String> {
 pub fn vector_registers_survive(bench: &mut Bench) -> Result<(), String> {
     let job = question();
     let (system, session, ring) = bench.load()?;
-    let offset = ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?;
-    let prompt = Prompt {
-        offset,
-        length: job.prompt.len() as u64,
-        temperature: 0,
-        top_p: 1 << 16,
-        seed: 0,
-        max_tokens: 4,
-    };
+    let prompt = prompt::written(ring, &job)?;
     session
         .service(system, &mut || {})
         .generate(session.id, &prompt)
@@ -195,15 +187,7 @@ fn patient_answer(
     ring: &mut flexserve_client::ring::Ring<'static>,
     job: &Job,
 ) -> Result<[u8; 32], String> {
-    let offset = ring.write_prompt(job.prompt.as_bytes()).map_err(|e| format!("{e}"))?;
-    let prompt = Prompt {
-        offset,
-        length: job.prompt.len() as u64,
-        temperature: job.temperature,
-        top_p: job.top_p,
-        seed: job.seed,
-        max_tokens: job.max_tokens.into(),
-    };
+    let prompt = prompt::written(ring, job)?;
     let mut ignore = || {};
     let mut llm = session.service(system, &mut ignore);
     patiently(|| llm.generate(session.id, &prompt))?;

@@ -19,7 +19,7 @@ use crate::{
 
 /// A prompt of length zero at the start of the buffer.
 const PROMPT: Prompt =
-    Prompt { offset: 0, length: 0, temperature: 0, top_p: 1 << 16, seed: 0, max_tokens: 1 };
+    Prompt { offset: 0, length: 0, temperature: 0, top_k: 0, top_p: 1 << 16, seed: 0, max_tokens: 1 };
 
 /// Checks that a call was refused with one of these statuses.
 pub fn refused<T: core::fmt::Debug>(
