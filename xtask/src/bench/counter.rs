@@ -65,7 +65,10 @@ impl Counter {
     pub fn count(&self, what: &str, cpu: &str, program: &Path, arguments: &[&Path]) -> Result<Counts> {
         let mut inputs = Inputs::default().text(cpu);
         for file in [&*self.qemu, &*self.plugin, program].iter().chain(arguments) {
-            inputs = inputs.text(&stamp::sha256_of_file(file)?);
+            inputs = match file.to_str().filter(|_| !file.is_file()) {
+                Some(text) => inputs.text(text),
+                None => inputs.text(&stamp::sha256_of_file(file)?),
+            };
         }
         let cached = self.cache.join(format!("{}.json", &inputs.hash()[..32]));
         if let Ok(text) = fs::read_to_string(&cached) {

@@ -3,9 +3,11 @@
 use super::{
     Row,
     counter::{Counter, Counts},
+    levels::{LEVELS, Level},
     mca::{self, Mca},
     peer::{Peer, Program},
     products::{self, Product},
+    scripts::Output,
 };
 use crate::{
     download, model,
@@ -17,28 +19,11 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// An ISA level.
-struct Level {
-    name: &'static str,
-    /// A core that has no more than that, as `qemu-aarch64 -cpu` takes it.
-    cpu: &'static str,
-    /// What the peer is compiled for.
-    march: &'static str,
-    /// Products of two octets that its widest instruction sums up.
-    macs: f64,
-}
-
-const LEVELS: [Level; 6] = [
-    Level { name: "neon", cpu: "cortex-a72", march: "armv8-a", macs: 8.0 },
-    Level { name: "dotprod", cpu: "cortex-a76", march: "armv8.2-a+dotprod", macs: 16.0 },
-    Level { name: "i8mm", cpu: "max,sve=off,sme=off", march: "armv8.6-a+i8mm+dotprod", macs: 32.0 },
-    Level { name: "sve-512", cpu: "a64fx", march: "armv8.2-a+sve", macs: 64.0 },
-    Level { name: "sve2-256", cpu: "max,sve256=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 64.0 },
-    Level { name: "sve2-512", cpu: "max,sve512=on,sme=off", march: "armv8.6-a+sve2+i8mm", macs: 128.0 },
-];
-
-/// Tokens of the batch, and tokens between the last two marks, of `model-loader/examples/steps.rs`.
-const STEPS: (u64, u64) = (128, 32);
+/// Tokens of a short prompt, behind which `model-loader/examples/steps.rs` answers, and of a long one.
+const SHORT: u64 = 128;
+const LONG: u64 = 512;
+/// Tokens between the last two marks of an answer.
+const ANSWER: u64 = 32;
 /// The text that is taken in.
 const TEXT: &str = "LICENSE-APACHE";
 
@@ -47,98 +32,132 @@ const TEXT: &str = "LICENSE-APACHE";
 /// # Errors
 ///
 /// If nothing can be measured, or the logits depend on the level.
-pub fn measure(paths: &Paths, only: Option<&str>, failures: &mut Vec<anyhow::Error>) -> Result<Vec<Row>> {
-    let levels: Vec<&Level> =
-        LEVELS.iter().filter(|level| only.is_none_or(|only| only == level.name)).collect();
-    if levels.is_empty() {
-        bail!("no such ISA level; there are {}", LEVELS.map(|level| level.name).join(", "));
-    }
-    let text = paths.root.join(TEXT);
-    let steps = program(paths, "flexserve-model-loader", "steps")?;
+pub fn measure(paths: &Paths, only: Option<&str>, failures: &mut Vec<anyhow::Error>) -> Result<Output> {
+    let bench = Bench::new(paths, only, failures)?;
     let macs = program(paths, "flexserve-kernels", "macs")?;
-    let bench = Bench { counter: Counter::new(paths)?, steps, macs, text };
-    let peer = Peer::new(paths).map_err(|error| failures.push(error.context("no llama.cpp"))).ok();
     let gguf = download::default_model(paths)?;
-    let requantised = peer.as_ref().map(|peer| peer.requantised(&gguf));
-    let mut models = vec![("", gguf)];
+    let requantised = bench.peer.as_ref().map(|peer| peer.requantised(&gguf));
+    let mut output = bench.model(paths, "", &gguf, SHORT, failures)?;
     match requantised {
-        Some(Ok(requantised)) => models.push(("_q4_0", requantised)),
+        Some(Ok(gguf)) => {
+            let Output { rows, missed } = bench.model(paths, "_q4_0", &gguf, SHORT, failures)?;
+            output.rows.extend(rows);
+            output.missed.extend(missed);
+        }
         Some(Err(error)) => failures.push(error.context("no model in Q4_0")),
         None => {}
     }
-    let mut rows = Vec::new();
-    for (suffix, gguf) in &models {
+    output.rows.extend(bench.products(&macs, failures));
+    Ok(output)
+}
+
+/// Measures a prompt of 512 tokens, as [`measure`] does one of 128.
+///
+/// # Errors
+///
+/// Those of [`measure`].
+pub fn long_prompt(paths: &Paths, only: Option<&str>, failures: &mut Vec<anyhow::Error>) -> Result<Output> {
+    let gguf = download::default_model(paths)?;
+    Bench::new(paths, only, failures)?.model(paths, "", &gguf, LONG, failures)
+}
+
+/// What it takes to count.
+struct Bench {
+    levels: Vec<&'static Level>,
+    counter: Counter,
+    /// Our program.
+    steps: PathBuf,
+    text: PathBuf,
+    peer: Option<Peer>,
+}
+
+impl Bench {
+    fn new(paths: &Paths, only: Option<&str>, failures: &mut Vec<anyhow::Error>) -> Result<Self> {
+        let levels: Vec<&Level> =
+            LEVELS.iter().filter(|level| only.is_none_or(|only| only == level.name)).collect();
+        if levels.is_empty() {
+            bail!("no such ISA level; there are {}", LEVELS.map(|level| level.name).join(", "));
+        }
+        Ok(Self {
+            levels,
+            counter: Counter::new(paths)?,
+            steps: program(paths, "flexserve-model-loader", "steps")?,
+            text: paths.root.join(TEXT),
+            peer: Peer::new(paths).map_err(|error| failures.push(error.context("no llama.cpp"))).ok(),
+        })
+    }
+
+    /// The rows of one model with a prompt of so many tokens, at each level.
+    fn model(
+        &self,
+        paths: &Paths,
+        suffix: &str,
+        gguf: &Path,
+        prompt: u64,
+        failures: &mut Vec<anyhow::Error>,
+    ) -> Result<Output> {
         let container = model::container(paths, Some(gguf))?;
-        let mut hashes = Vec::new();
-        for level in &levels {
-            let what = format!("{}{suffix}", level.name);
+        let (mut rows, mut missed, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
+        for level in &self.levels {
+            let what = format!("{}{suffix}, {prompt} tokens", level.name);
             let mut keep = |figures: Result<Figures>, whose| {
                 figures.map_err(|error| failures.push(error.context(format!("{whose} {what}")))).ok()
             };
-            let ours = keep(bench.ours(level, &container), "ours");
-            let theirs = peer.as_ref().and_then(|peer| keep(bench.peers(peer, level, gguf), "llama.cpp"));
+            let ours = keep(self.ours(level, &container, prompt), "ours");
+            let theirs =
+                self.peer.as_ref().and_then(|peer| keep(self.peers(peer, level, gguf, prompt), "llama.cpp"));
             let Some(ours) = ours else { continue };
-            rows.extend(ours.rows(theirs.as_ref(), suffix, level.name));
+            let its_rows = ours.rows(theirs.as_ref(), suffix, level.name);
+            missed.extend(its_rows.iter().filter_map(|row| level.missed(row)));
+            rows.extend(its_rows);
             hashes.push((level.name, ours.hash));
         }
         if let Some((name, _)) = hashes.iter().find(|(_, hash)| *hash != hashes[0].1) {
             bail!("{name} computes other logits than {}", hashes[0].0);
         }
+        Ok(Output { rows, missed })
     }
-    rows.extend(bench.products(&levels, peer.as_ref(), failures));
-    Ok(rows)
-}
 
-/// What it takes to count.
-struct Bench {
-    counter: Counter,
-    /// Our programs.
-    steps: PathBuf,
-    macs: PathBuf,
-    text: PathBuf,
-}
-
-impl Bench {
-    fn ours(&self, level: &Level, container: &Path) -> Result<Figures> {
+    fn ours(&self, level: &Level, container: &Path, prompt: u64) -> Result<Figures> {
         let what = format!("Counting instructions: {}", level.name);
-        let counts = self.counter.count(&what, level.cpu, &self.steps, &[container, &self.text])?;
+        let counts = self.count(&what, level, &self.steps, container, prompt)?;
         let said: Said = counts
             .output
             .lines()
             .find(|line| line.starts_with('{'))
             .and_then(|line| serde_json::from_str(line).ok())
             .context("the steps ended without a result")?;
-        Figures::of(&counts, said.weights + said.workspace, said.logits_sha256)
+        Figures::of(&counts, prompt, said.weights + said.workspace, said.logits_sha256)
     }
 
-    fn peers(&self, peer: &Peer, level: &Level, gguf: &Path) -> Result<Figures> {
+    fn peers(&self, peer: &Peer, level: &Level, gguf: &Path, prompt: u64) -> Result<Figures> {
         let what = format!("Counting llama.cpp's instructions: {}", level.name);
         let program = peer.program(Program::Steps, level.march)?;
-        let counts = self.counter.count(&what, level.cpu, &program, &[gguf, &self.text])?;
-        Figures::of(&counts, buffers(&counts.output), String::new())
+        let counts = self.count(&what, level, &program, gguf, prompt)?;
+        Figures::of(&counts, prompt, buffers(&counts.output), String::new())
+    }
+
+    fn count(&self, what: &str, level: &Level, program: &Path, model: &Path, prompt: u64) -> Result<Counts> {
+        let prompt = prompt.to_string();
+        self.counter.count(what, level.cpu, program, &[model, &self.text, Path::new(&prompt)])
     }
 
     /// What single products take at some levels: multiply-accumulates for each instruction, and cycles.
-    fn products(
-        &self,
-        levels: &[&Level],
-        peer: Option<&Peer>,
-        failures: &mut Vec<anyhow::Error>,
-    ) -> Vec<Row> {
+    fn products(&self, macs: &Path, failures: &mut Vec<anyhow::Error>) -> Vec<Row> {
         let mca = Mca::find().map_err(|error| failures.push(error.context("no cycles"))).ok();
         let (mut instructions, mut cycles) = (Vec::new(), Vec::new());
-        for level in levels {
+        for level in &self.levels {
             let mut keep = |products: Result<Vec<Product>>, whose| {
                 let context = || format!("products, {whose} {}", level.name);
                 products.map_err(|error| failures.push(error.context(context()))).ok()
             };
-            let Some(ours) = keep(self.count_products("products", level, &self.macs), "ours") else {
+            let Some(ours) = keep(self.count_products("products", level, macs), "ours") else {
                 continue;
             };
             instructions.extend(ours.iter().map(|ours| ours.macs_per_instruction(level.name, level.macs)));
             let mut cores = mca::CORES.iter().filter(|core| core.level == level.name).peekable();
             let Some(mca) = mca.as_ref().filter(|_| cores.peek().is_some()) else { continue };
-            let theirs = peer.and_then(|peer| {
+            let theirs = self.peer.as_ref().and_then(|peer| {
                 let program = peer.program(Program::Products, level.march);
                 let counted =
                     program.and_then(|program| self.count_products("llama.cpp's products", level, &program));
@@ -182,9 +201,12 @@ fn buffers(log: &str) -> f64 {
 
 /// Of one program at one level.
 struct Figures {
+    /// Tokens of the prompt.
+    prompt: u64,
     /// Millions of instructions for each token, and milliseconds.
     prefill: (f64, f64),
-    decode: (f64, f64),
+    /// Behind a short prompt.
+    decode: Option<(f64, f64)>,
     /// Bytes of weights, cache and scratch.
     memory: f64,
     /// Of the logits.
@@ -192,34 +214,48 @@ struct Figures {
 }
 
 impl Figures {
-    /// Of the marks before the batch, behind it, and at two moments of the answer.
-    fn of(counts: &Counts, memory: f64, hash: String) -> Result<Self> {
+    /// Of the marks before the prompt, behind it, and, if it is a short one, at two moments of the answer.
+    fn of(counts: &Counts, prompt: u64, memory: f64, hash: String) -> Result<Self> {
         let between = |from: usize, to: usize, tokens: u64| {
             let (from, to) = counts.marks.get(from).zip(counts.marks.get(to))?;
             let each = |from: u64, to: u64| Some(to.checked_sub(from)? as f64 / tokens as f64 / 1e6);
             Some((each(from.instructions, to.instructions)?, each(from.time, to.time)?))
         };
-        let prefill = between(0, 1, STEPS.0).context("too few marks")?;
-        let decode = between(2, 3, STEPS.1).context("too few marks")?;
-        Ok(Self { prefill, decode, memory, hash })
+        let prefill = between(0, 1, prompt).context("too few marks")?;
+        let decode = between(2, 3, ANSWER);
+        if prompt == SHORT && decode.is_none() {
+            bail!("too few marks");
+        }
+        Ok(Self { prompt, prefill, decode, memory, hash })
     }
 
     /// The rows of a level, against those of the peer.
     fn rows(&self, peer: Option<&Self>, suffix: &str, level: &str) -> Vec<Row> {
-        let row = |name: &str, unit: &str, figure: fn(&Self) -> f64| {
+        const COUNT: &str = "M instructions/token";
+        const TIME: &str = "ms/token, emulated";
+        let row = |name: &str, unit: &str, figure: fn(&Self) -> Option<f64>| {
             let name = format!("{name}{suffix}/{level}");
-            match peer {
-                Some(peer) => Row::against(name, unit, figure(self), figure(peer)),
-                None => Row::alone(name, unit, figure(self)),
-            }
+            let ours = figure(self)?;
+            Some(match peer.and_then(figure) {
+                Some(peer) => Row::against(name, unit, ours, peer),
+                None => Row::alone(name, unit, ours),
+            })
         };
-        vec![
-            row("decode_insn", "M instructions/token", |f| f.decode.0),
-            row("prefill_insn", "M instructions/token", |f| f.prefill.0),
-            row("decode_wall", "ms/token, emulated", |f| f.decode.1),
-            row("prefill_wall", "ms/token, emulated", |f| f.prefill.1),
-            row("memory", "bytes", |f| f.memory),
-        ]
+        let rows = if self.prompt == LONG {
+            vec![
+                row("prefill512_insn", COUNT, |f| Some(f.prefill.0)),
+                row("prefill512_wall", TIME, |f| Some(f.prefill.1)),
+            ]
+        } else {
+            vec![
+                row("decode_insn", COUNT, |f| Some(f.decode?.0)),
+                row("prefill_insn", COUNT, |f| Some(f.prefill.0)),
+                row("decode_wall", TIME, |f| Some(f.decode?.1)),
+                row("prefill_wall", TIME, |f| Some(f.prefill.1)),
+                row("memory", "bytes", |f| Some(f.memory)),
+            ]
+        };
+        rows.into_iter().flatten().collect()
     }
 }
 
@@ -246,9 +282,13 @@ mod tests {
     #[test]
     fn tokens_are_what_lies_between_marks() {
         let marks = [(1_000_000, 0), (129_000_000, 256_000_000), (200_000_000, 0), (264_000_000, 32_000_000)];
-        let figures = Figures::of(&counts(&marks), 8.0, String::new()).unwrap();
-        assert_eq!((figures.prefill, figures.decode), ((1.0, 2.0), (2.0, 1.0)));
-        assert!(Figures::of(&counts(&marks[..3]), 8.0, String::new()).is_err());
+        let of = |marks: &[_], prompt| Figures::of(&counts(marks), prompt, 8.0, String::new());
+        let figures = of(&marks, SHORT).unwrap();
+        assert_eq!((figures.prefill, figures.decode), ((1.0, 2.0), Some((2.0, 1.0))));
+        assert!(of(&marks[..3], SHORT).is_err());
+        assert!(of(&marks[..1], LONG).is_err());
+        let long = of(&marks[..2], LONG).unwrap().rows(None, "", "neon");
+        assert_eq!((&*long[0].name, long[0].ours, long.len()), ("prefill512_insn/neon", 0.25, 2));
         let rows = figures.rows(Some(&figures), "_q4_0", "neon");
         assert_eq!((&*rows[0].name, rows[0].ours, rows[0].ratio), ("decode_insn_q4_0/neon", 2.0, Some(1.0)));
         assert_eq!(figures.rows(None, "", "neon")[1].peer, None);

@@ -4,6 +4,7 @@ mod cores;
 mod counter;
 mod granules;
 mod kernels;
+mod levels;
 mod loops;
 mod mca;
 mod peer;
@@ -32,7 +33,7 @@ pub struct Options {
     platform: String,
     /// Only these; all of them otherwise.
     benches: Vec<Bench>,
-    /// Of `kernels`, only this ISA level: neon, dotprod, i8mm, sve-512, sve2-256, sve2-512.
+    /// Of `kernels` and `long-prompt`, only this ISA level: neon, dotprod, i8mm, sve-512, sve2-256, sve2-512.
     #[arg(long)]
     level: Option<String>,
     /// Write the rows here, as JSON.
@@ -57,6 +58,8 @@ enum Bench {
     Tokenizer,
     /// Instructions for each token of a prompt and of an answer, at each ISA level.
     Kernels,
+    /// The same for each token of a prompt of 512.
+    LongPrompt,
     /// How many instructions' time a token takes with 1, 2, 3, … cores, behind a short and a long prompt.
     Cores,
     /// From the prompt to the first token, and tokens per second, by the guest's clock; and the whole machine's instructions.
@@ -97,7 +100,8 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     let wanted = |bench: &Bench| options.benches.is_empty() || options.benches.contains(bench);
     let mut commands = Vec::new();
     let (mut rows, mut missed, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-    let mut scripted = |output: scripts::Output| {
+    let level = options.level.as_deref();
+    let mut judged = |output: scripts::Output| {
         missed.extend(output.missed);
         output.rows
     };
@@ -110,15 +114,17 @@ pub fn run(paths: &Paths, options: &Options) -> Result<()> {
     };
     let (calls, moves): (Vec<Row>, Vec<Row>) = counted.into_iter().partition(|row| row.name == "null_smc");
     for bench in Bench::value_variants().iter().filter(|b| wanted(b)) {
-        commands.push(format!("./flexserve bench {bench:?}").to_lowercase());
+        let value = bench.to_possible_value();
+        commands.extend(value.map(|value| format!("./flexserve bench {}", value.get_name())));
         rows.extend(match bench {
             Bench::Smc => calls.clone(),
             Bench::Granules => moves.clone(),
             Bench::Recall => recall::measure(paths, &platform)?,
             Bench::Size => size::measure(paths, &platform)?,
-            Bench::Accuracy => scripted(scripts::accuracy(paths)?),
-            Bench::Tokenizer => scripted(scripts::tokenizer(paths)?),
-            Bench::Kernels => kernels::measure(paths, options.level.as_deref(), &mut failures)?,
+            Bench::Accuracy => judged(scripts::accuracy(paths)?),
+            Bench::Tokenizer => judged(scripts::tokenizer(paths)?),
+            Bench::Kernels => judged(kernels::measure(paths, level, &mut failures)?),
+            Bench::LongPrompt => judged(kernels::long_prompt(paths, level, &mut failures)?),
             Bench::Cores => cores::measure(paths, &platform)?,
             Bench::Ttft => [ttft(paths, &platform)?, machine(paths, &platform)?].concat(),
         });
