@@ -12,6 +12,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the host build serves the tests"))]
 #![deny(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::float_arithmetic))]
 
 mod answer;
 mod desk;

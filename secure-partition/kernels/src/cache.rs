@@ -53,7 +53,8 @@ pub struct Layout {
 /// Keys or values.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a> {
-    /// [`Layout::octets`]
+    /// [`Layout::octets`], written by [`Layout::put_key`] or [`Layout::put_value`]. If one is -128, which they never write, the
+    /// result depends on the instruction set.
     pub octets: &'a [i8],
     /// [`Layout::scales`]
     pub scales: &'a [i32],

@@ -25,6 +25,7 @@
 //! `unsafe` is in the modules that use vector instructions (loads by address, instructions that a CPU may lack), and where
 //! [`matmul`] and [`attention`] call them; [`isa::Isa`] is the promise that it may.
 #![no_std]
+#![cfg_attr(not(test), deny(clippy::float_arithmetic))]
 
 #[cfg(any(test, feature = "std"))]
 extern crate std;
@@ -42,6 +43,9 @@ pub mod cache;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 pub mod format;
+#[cfg(all(test, target_arch = "aarch64"))]
+#[path = "../tests/guarded/mod.rs"]
+mod guarded;
 #[cfg(target_arch = "aarch64")]
 mod i8mm;
 pub mod isa;
@@ -54,6 +58,7 @@ pub mod narrow;
 mod neon;
 pub mod norm;
 #[cfg(feature = "pack")]
+#[allow(clippy::float_arithmetic, reason = "of the host's tools")]
 pub mod pack;
 mod plain;
 pub mod rope;

@@ -4,10 +4,10 @@
 //!
 //! | sum | bound |
 //! |---|---|
-//! | `S` of an entry, i32 | 32 * 127 * 128 < 2^19, and a bias of 32 * 127 * 8 < 2^15 on the way |
-//! | `a * S`, i32 | 4096 * 32 * 127 * 128 < 2^31; of low nibbles a 16th of it |
+//! | `S` of an entry, i32 | 32 * 127 * 128 < 2^19 of octets; 32 * 127 * 15 < 2^16 of low nibbles, not yet times 16; and a bias of 32 * 127 * 8 < 2^15 on the way |
+//! | `a * S`, i32 | 4096 * 32 * 127 * 128 < 2^31; 4096 * 32 * 127 * 15 < 2^28 of low nibbles, again not yet times 16 |
 //! | `2^s * X` of a block | 32 * 2^19 = 2^24, as much again by rounding |
-//! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]) of at most 2^15 * 2^31 + 2^15 * 2^7 * 2^25, and what second entries add: < 2^61 |
+//! | a row, i64 | 2^12 blocks ([`crate::matrix::MAX_COLS`]), each with two entries of at most 2^15 * 16 * 2^28 and 2^15 * 2^7 * 2^25 of minima: < 2^61 |
 //!
 //! Sums are exact, so no order of summation can make a difference.
 

@@ -1,14 +1,23 @@
 //! Rotary position embedding of adjacent pairs.
 
+use crate::matrix::ShapeError;
+
 /// Turns the leading pairs of each head, `heads` being (heads, `head_dim`), by the (cosine, sine) of each, Q2.30. Rounded to
 /// nearest, halves up, and saturated.
-pub fn rotate(heads: &mut [i32], head_dim: usize, table: &[[i32; 2]]) {
-    for head in heads.chunks_exact_mut(head_dim.max(1)) {
+///
+/// # Errors
+/// [`ShapeError`] if `heads` are not whole heads, or a head has fewer pairs than the table.
+pub fn rotate(heads: &mut [i32], head_dim: usize, table: &[[i32; 2]]) -> Result<(), ShapeError> {
+    if head_dim == 0 || !heads.len().is_multiple_of(head_dim) || table.len() > head_dim / 2 {
+        return Err(ShapeError);
+    }
+    for head in heads.chunks_exact_mut(head_dim) {
         let pairs = head.as_chunks_mut::<2>().0;
         #[cfg(target_arch = "aarch64")]
         let (pairs, table) = neon::turn(pairs, table);
         turn(pairs, table);
     }
+    Ok(())
 }
 
 /// Turns each pair.
@@ -70,22 +79,24 @@ mod tests {
         let (one, half) = (1 << 16, 46_341);
         // Three eighths of a turn, and three quarters.
         let table = [[-759_250_125, 759_250_125], [0, -1 << 30]];
-        let mut heads = [one, 0, one, 0, 7, 8, 0, 2 * one, 0, one, -9, 9, 77];
-        rotate(&mut heads, 6, &table);
-        assert_eq!(heads, [-half, half, 0, -one, 7, 8, -2 * half, -2 * half, one, 0, -9, 9, 77]);
-        rotate(&mut heads, 0, &table);
+        let mut heads = [one, 0, one, 0, 7, 8, 0, 2 * one, 0, one, -9, 9];
+        assert_eq!(rotate(&mut heads, 6, &table), Ok(()));
+        assert_eq!(heads, [-half, half, 0, -one, 7, 8, -2 * half, -2 * half, one, 0, -9, 9]);
+        for head_dim in [0, 3, 5, 24] {
+            assert_eq!(rotate(&mut heads, head_dim, &table), Err(ShapeError), "{head_dim}");
+        }
     }
 
     #[test]
     fn turns_are_those_of_the_plain_twin() {
         let edges = [0, 1, -1, i32::MIN, i32::MAX, 1 << 30, -1 << 30, 0x1234_5678];
         let pairs: Vec<[i32; 2]> = edges.into_iter().flat_map(|a| edges.map(|b| [a, b])).collect();
-        for (count, turns) in [(64, 64), (10, 7), (3, 9), (4, 4), (0, 1)] {
+        for (count, turns) in [(64, 64), (10, 7), (9, 3), (4, 4), (1, 0)] {
             for first in 0..64 {
                 let table: Vec<[i32; 2]> = (0..turns).map(|i| pairs[(first + i) % 64]).collect();
                 let mut plain = pairs[..count].to_vec();
                 let mut heads = plain.as_flattened().to_vec();
-                rotate(&mut heads, 2 * count, &table);
+                rotate(&mut heads, 2 * count, &table).unwrap();
                 turn(&mut plain, &table);
                 assert_eq!(heads, plain.as_flattened());
             }
@@ -95,7 +106,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_saturates() {
         let mut head = [i32::MIN, i32::MAX];
-        rotate(&mut head, 2, &[[759_250_125; 2]]);
+        rotate(&mut head, 2, &[[759_250_125; 2]]).unwrap();
         assert_eq!(head[0], i32::MIN);
     }
 }

@@ -297,6 +297,31 @@ fn the_largest_sum_of_the_widest_row_is_exact() {
 }
 
 #[test]
+fn the_largest_sums_with_minima_and_of_two_octets_fit() {
+    let random = &mut Random(0x3141_5926_5358_9793);
+    for (format, cols) in [(Format::Q4Min, MAX_COLS), (Format::W16, MAX_COLS / 2)] {
+        let mut bytes = vec![0; 4 * GROUP];
+        // Minima and scales of -32768, which add up; high nibbles of -8 and low ones of 15, or octets of -128.
+        let blocks = cols / BLOCK * format.passes();
+        bytes.extend(i16::MIN.to_le_bytes().repeat(blocks * format.minima_bytes() / 2));
+        for _ in 0..blocks {
+            bytes.extend(i16::MIN.to_le_bytes().repeat(GROUP));
+            bytes.resize(
+                bytes.len() + format.block_bytes() - SCALES,
+                if format.has_nibbles() { 0x8f } else { 0x80 },
+            );
+        }
+        for sign in [1, -1] {
+            check(format, GROUP, cols, &bytes, &vec![sign * ((MANTISSA_MAX as i32) << 5); cols]);
+            // With second entries, as large as they can be.
+            let values: Vec<i32> =
+                (0..cols).map(|_| sign * (i32::MAX - (random.next() % 4096) as i32)).collect();
+            check(format, GROUP, cols, &bytes, &values);
+        }
+    }
+}
+
+#[test]
 fn shapes_are_checked() {
     let bytes = vec![0; 4096];
     assert!(Matrix::new(Format::Q8, 8, 32, &bytes[..304]).is_ok());

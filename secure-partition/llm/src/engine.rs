@@ -212,7 +212,7 @@ impl<'m, 'w> Engine<'m, 'w> {
             &x,
             [(&q, &mut *workspace.queries), (&k, &mut *workspace.keys), (&v, &mut *workspace.values)],
         )?;
-        self.rotate(tokens);
+        self.rotate(tokens)?;
         for t in 0..tokens {
             self.remember(layer as usize, t)?;
         }
@@ -303,15 +303,16 @@ impl<'m, 'w> Engine<'m, 'w> {
     }
 
     /// Rotates the queries and keys of the batch.
-    fn rotate(&mut self, tokens: usize) {
+    fn rotate(&mut self, tokens: usize) -> Result<(), Error> {
         let (shape, workspace) = (&self.shape, &mut self.workspace);
         let tables = workspace.rotations.chunks_exact(shape.pairs);
         let queries = workspace.queries.chunks_exact_mut(shape.queries());
         let keys = workspace.keys.chunks_exact_mut(shape.keys());
         for ((table, queries), keys) in tables.zip(queries).zip(keys).take(tokens) {
-            rotate(queries, shape.head_dim, table);
-            rotate(keys, shape.head_dim, table);
+            rotate(queries, shape.head_dim, table)?;
+            rotate(keys, shape.head_dim, table)?;
         }
+        Ok(())
     }
 
     /// Puts keys and values of token `t` of the batch into the cache.

@@ -31,6 +31,7 @@
 //! something becomes a mantissa or leaves a matrix. `./flexserve bench accuracy` compares with float32, and says what each of
 //! these roundings costs: docs/benchmarks.md.
 #![no_std]
+#![cfg_attr(not(test), deny(clippy::float_arithmetic))]
 #![forbid(unsafe_code)]
 
 #[cfg(test)]

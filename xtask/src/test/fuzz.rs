@@ -5,14 +5,16 @@ use crate::{paths::Paths, process, toolchain};
 use anyhow::{Context as _, Result};
 use std::{env, fs, process::Command};
 
-/// Targets, and how many of a hundred executions each makes: those of the range engines take longest.
-const TARGETS: [(&str, u64); 6] = [
-    ("smc", 100),
-    ("gpt_range", 10),
-    ("stage2_range", 10),
-    ("ffa_descriptors", 100),
-    ("container", 100),
-    ("gguf", 100),
+/// Targets; how many of a hundred executions each makes, most of those that the normal world can reach, and fewer of slow ones;
+/// and their sanitizer, AddressSanitizer for what has `unsafe` code.
+const TARGETS: [(&str, u64, &str); 7] = [
+    ("smc", 100, "none"),
+    ("gpt_range", 10, "none"),
+    ("stage2_range", 10, "none"),
+    ("ffa_descriptors", 100, "none"),
+    ("container", 20, "none"),
+    ("gguf", 20, "none"),
+    ("kernels", 5, "address"),
 ];
 /// Executions of a target, unless `FLEXSERVE_FUZZ_RUNS` says otherwise.
 const RUNS: u64 = 200_000;
@@ -33,9 +35,8 @@ pub fn run(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
         install.args(["--locked", "cargo-fuzz"]);
         process::step("Installing cargo-fuzz", &mut install, &log("install"))?;
     }
-    process::step("Building the fuzz targets", &mut cargo(paths, "build"), &log("build"))?;
     let mut tally = Tally::default();
-    for (target, share) in TARGETS {
+    for (target, share, sanitizer) in TARGETS {
         let name = format!("fuzz::{target}");
         if filter.is_some_and(|filter| !name.contains(filter)) {
             continue;
@@ -43,7 +44,9 @@ pub fn run(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
         // New inputs go to the first folder. The committed ones are only read.
         let found = paths.out.join("fuzz").join(target);
         fs::create_dir_all(&found)?;
-        let mut cargo = cargo(paths, "run");
+        let mut build = cargo(paths, "build", sanitizer);
+        process::step(&format!("Building {target}"), build.arg(target), &log("build"))?;
+        let mut cargo = cargo(paths, "run", sanitizer);
         cargo.arg(target).arg(&found).arg(format!("corpus/{target}"));
         cargo.args(["--", "-max_len=16384", "-print_final_stats=1", "-verbosity=0"]);
         cargo.arg(format!("-runs={}", (runs * share / 100).max(1)));
@@ -52,11 +55,12 @@ pub fn run(paths: &Paths, filter: Option<&str>) -> Result<Tally> {
     Ok(tally)
 }
 
-/// cargo-fuzz without a sanitizer: the code under test has no `unsafe`, and not every toolchain brings one.
-fn cargo(paths: &Paths, subcommand: &str) -> Command {
+fn cargo(paths: &Paths, subcommand: &str, sanitizer: &str) -> Command {
     let mut cargo = toolchain::host_cargo(paths, "fuzz");
-    cargo.current_dir(paths.root.join("fuzz")).args([subcommand, "--sanitizer=none"]);
-    // Coverage needs flags that stable compilers take only so.
-    cargo.env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_DIR", paths.host_target().join("fuzz"));
+    cargo.current_dir(paths.root.join("fuzz")).args([subcommand, "--sanitizer", sanitizer]);
+    // Coverage and sanitizers need flags that stable compilers take only so.
+    cargo
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_TARGET_DIR", paths.host_target().join("fuzz").join(sanitizer));
     cargo
 }
