@@ -55,7 +55,7 @@ pub enum Op {
     Recall = 6,
     /// `(x5: session) -> (x5: State, x6: prompt tokens, x7: answer tokens, x8..x11: SHA-256 over the logits of every
     /// step as little-endian i32, first byte in x8[7:0], x12: granules held, shared segments
-    /// included)`.
+    /// included, x13: [`IsaFeatures`](crate::isa::IsaFeatures) that the SPMC has told the partition)`.
     Status = 7,
 }
 

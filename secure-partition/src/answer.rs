@@ -11,7 +11,10 @@ use crate::{
     session::{Prompts, Session},
     weights::SEGMENTS_MAX,
 };
-use flexserve_abi::service::{Finish, Op, State, Status};
+use flexserve_abi::{
+    isa::IsaFeatures,
+    service::{Finish, Op, State, Status},
+};
 use flexserve_container::{Manifest, Model, limits};
 use flexserve_llm::{
     Generator,
@@ -47,6 +50,7 @@ pub async fn serve<B: Borrow>(session: &mut Session<B>, desk: &Desk<'_, B>, firs
         shared: &session.shared,
         pending: Vec::new(),
         granules,
+        features: desk.own.features,
     };
     let mut event = Event::Request(Op::Generate, first);
     loop {
@@ -70,6 +74,7 @@ struct Answering<'a, S> {
     /// Text that did not fit into the ring.
     pending: Vec<u8, { limits::TOKEN_BYTES_MAX }>,
     granules: u64,
+    features: IsaFeatures,
 }
 
 impl<S: SharedBytes> Answering<'_, S> {
@@ -152,6 +157,7 @@ impl<S: SharedBytes> Answering<'_, S> {
             *word = u64::from_le_bytes(*bytes);
         }
         reply[8] = self.granules;
+        reply[9] = self.features.bits();
         reply
     }
 }

@@ -63,10 +63,10 @@ impl Link for Caller {
 
 #[allow(unsafe_code, reason = "the symbol that the runtime's entry calls")]
 #[unsafe(no_mangle)]
-extern "Rust" fn partition_main(isa: IsaFeatures) -> ! {
+extern "Rust" fn partition_main(features: IsaFeatures) -> ! {
     #[allow(unsafe_code, reason = "the SPMC's word for what the CPU has")]
     // SAFETY: the SPMC read the features from the ID registers of the cores that run this partition.
-    let isa = unsafe { Isa::from_features(isa.bits()) };
+    let isa = unsafe { Isa::from_features(features.bits()) };
     let mut borrower = Borrower::new(LLM_PARTITION).expect("the SPMC maps this partition's buffers");
     let lent = Cores::employ().map(Lent);
     if lent.is_err() {
@@ -75,6 +75,7 @@ extern "Rust" fn partition_main(isa: IsaFeatures) -> ! {
     let workers: &dyn Workers = lent.as_ref().map_or(&Alone, |lent| lent);
     defmt::info!("ready");
     let (mut link, first) = Caller(wait()).proper();
-    serve(&mut borrower, &mut link, first, Resources { prompt: RefCell::new(PROMPT.take()), isa, workers });
+    let own = Resources { prompt: RefCell::new(PROMPT.take()), isa, features, workers };
+    serve(&mut borrower, &mut link, first, own);
     unreachable!("the link never ends")
 }

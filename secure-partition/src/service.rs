@@ -6,7 +6,10 @@ use crate::{
     reply::{Args, Reply, failure},
 };
 use core::{cell::RefCell, pin::pin};
-use flexserve_abi::service::{Op, SESSIONS, Status};
+use flexserve_abi::{
+    isa::IsaFeatures,
+    service::{Op, SESSIONS, Status},
+};
 use flexserve_kernels::isa::Isa;
 use flexserve_llm::workers::Workers;
 
@@ -31,6 +34,8 @@ pub struct Resources<'a> {
     pub prompt: RefCell<&'a mut [u8]>,
     /// Instructions that the kernels may use.
     pub isa: Isa,
+    /// What the SPMC says of the CPU.
+    pub features: IsaFeatures,
     /// Cores that compute together.
     pub workers: &'a dyn Workers,
 }

@@ -229,6 +229,7 @@ impl<B: Borrow> Session<B> {
         let state = if self.complete(desk) { State::Ready } else { State::Loading };
         let mut reply = success(&[state as u64]);
         reply[8] = self.granules(desk);
+        reply[9] = desk.own.features.bits();
         reply
     }
 

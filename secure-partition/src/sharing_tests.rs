@@ -1,7 +1,7 @@
 //! Sessions that share weights: the same answers as alone, and memory that stays as long as somebody needs it.
 
 use super::*;
-use flexserve_abi::service::SESSIONS;
+use flexserve_abi::{isa::IsaFeatures, service::SESSIONS};
 
 /// Handles of a second copy of segments, and of a second workspace.
 const AGAIN: u64 = 100;
@@ -66,7 +66,12 @@ fn serving(ask: impl FnOnce(&Asking) + Send) -> Vec<u64> {
                 requests.recv().ok()
             });
             let mut prompt = [0; 512];
-            let own = Resources { prompt: RefCell::new(&mut prompt), isa: Isa::BASELINE, workers: &Alone };
+            let own = Resources {
+                prompt: RefCell::new(&mut prompt),
+                isa: Isa::BASELINE,
+                features: IsaFeatures::I8MM,
+                workers: &Alone,
+            };
             serve(&mut memory, &mut link, Message { op: 99, args: [0; 13] }, own);
             memory.lent.keys().copied().collect::<Vec<_>>()
         });

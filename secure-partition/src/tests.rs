@@ -12,6 +12,7 @@ use crate::{
     service::{Link, Message, Resources, serve},
 };
 use flexserve_abi::{
+    isa::IsaFeatures,
     ring::{MAGIC, RingHeader},
     service::{Finish, Op, State, Status, WORKSPACE},
 };
@@ -153,7 +154,12 @@ fn replies(requests: &[Message], prompt: &str, all_back: bool) -> Vec<Reply> {
         &mut memory,
         &mut link,
         requests[0],
-        Resources { prompt: RefCell::new(&mut [0; 512]), isa: Isa::BASELINE, workers: &Alone },
+        Resources {
+            prompt: RefCell::new(&mut [0; 512]),
+            isa: Isa::BASELINE,
+            features: IsaFeatures::I8MM,
+            workers: &Alone,
+        },
     );
     if all_back {
         assert_eq!(memory.lent.len(), lent);
@@ -207,6 +213,7 @@ fn an_answer_is_the_same_as_without_the_service() {
     assert_eq!(begun[1], 5);
     assert_eq!(status[1..4], [State::Generating as u64, 5, text.len() as u64]);
     assert_eq!(status[4..8].as_bytes(), hash);
+    assert_eq!(status[9], IsaFeatures::I8MM.bits());
     assert_eq!(replies[5][1..3], [5, 5]);
     assert!(replies[6][3] > 0);
 }
@@ -260,7 +267,12 @@ fn a_full_ring_stops_the_answer_until_it_is_read() {
         &mut memory,
         &mut link,
         first,
-        Resources { prompt: RefCell::new(&mut [0; 512]), isa: Isa::BASELINE, workers: &Alone },
+        Resources {
+            prompt: RefCell::new(&mut [0; 512]),
+            isa: Isa::BASELINE,
+            features: IsaFeatures::I8MM,
+            workers: &Alone,
+        },
     );
     assert_ne!(finish, Finish::Running as u64);
     assert_eq!(read, text);

@@ -5,6 +5,7 @@ use core::fmt;
 
 use flexserve_abi::{
     ffa::{EndpointId, LLM_SERVICE, UuidRegisters},
+    isa::IsaFeatures,
     service::{Finish, Op, RECALL_HANDLES, State, Status, WORKSPACE},
 };
 
@@ -117,6 +118,8 @@ pub struct Report {
     pub logits_sha256: [u8; 32],
     /// Granules that the partition holds.
     pub granules: u64,
+    /// What the SPMC has told the partition of the CPU.
+    pub features: IsaFeatures,
 }
 
 /// What `RECALL` answers.
@@ -257,7 +260,7 @@ impl<'a, 'tx, C: Conduit> Llm<'a, 'tx, C> {
     ///
     /// Every [`Error`].
     pub fn status(&mut self, session: u64) -> Result<Report, Error> {
-        let [state, prompt_tokens, answer_tokens, h0, h1, h2, h3, granules, ..] =
+        let [state, prompt_tokens, answer_tokens, h0, h1, h2, h3, granules, features, ..] =
             self.call(Op::Status as u64, &[session])?;
         let mut logits_sha256 = [0; 32];
         for (bytes, word) in logits_sha256.chunks_exact_mut(8).zip([h0, h1, h2, h3]) {
@@ -269,7 +272,8 @@ impl<'a, 'tx, C: Conduit> Llm<'a, 'tx, C> {
             2 => State::Generating,
             other => return Err(Error::Malformed("x5", other)),
         };
-        Ok(Report { state, prompt_tokens, answer_tokens, logits_sha256, granules })
+        let features = IsaFeatures::from_bits(features);
+        Ok(Report { state, prompt_tokens, answer_tokens, logits_sha256, granules, features })
     }
 }
 

@@ -61,13 +61,14 @@ fn next_and_recall_check_what_they_are_told() {
 fn status_puts_the_hash_together_byte_by_byte() {
     let words: [u64; 4] =
         core::array::from_fn(|i| u64::from_le_bytes(core::array::from_fn(|j| (i * 8 + j) as u8)));
-    against(&[&[0, 2, 10, 20, words[0], words[1], words[2], words[3], 400], &[0, 7]], |llm| {
+    against(&[&[0, 2, 10, 20, words[0], words[1], words[2], words[3], 400, 5], &[0, 7]], |llm| {
         let report = Report {
             state: State::Generating,
             prompt_tokens: 10,
             answer_tokens: 20,
             logits_sha256: core::array::from_fn(|i| i as u8),
             granules: 400,
+            features: IsaFeatures::from_bits(5),
         };
         assert_eq!(llm.status(1), Ok(report));
         assert_eq!(llm.status(1), Err(Error::Malformed("x5", 7)));

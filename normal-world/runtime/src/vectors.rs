@@ -3,6 +3,7 @@
 use alloc::{boxed::Box, format, string::String};
 use core::arch::{asm, global_asm};
 
+use flexserve_abi::isa::IsaFeatures;
 use flexserve_client::Registers;
 
 global_asm!(include_str!("vectors.S"));
@@ -87,6 +88,34 @@ fn vector_bytes() -> usize {
         );
     }
     bytes
+}
+
+/// What the ID registers of this core say of the instructions that the LLM partition's kernels use.
+#[must_use]
+pub fn isa_features() -> IsaFeatures {
+    let (isar0, isar1): (u64, u64);
+    // SAFETY: reads registers.
+    unsafe {
+        asm!("mrs {}, id_aa64isar0_el1", "mrs {}, id_aa64isar1_el1", out(reg) isar0, out(reg) isar1,
+            options(nomem, nostack, preserves_flags));
+    }
+    let mut sve_version = 0_u64;
+    if has_sve() {
+        // SAFETY: reads ID_AA64ZFR0_EL1, by its number as not every assembler knows it.
+        unsafe {
+            asm!("mrs {}, s3_0_c0_c4_4", out(reg) sve_version, options(nomem, nostack, preserves_flags))
+        };
+    }
+    [
+        (isar0 >> 44 & 0xf, IsaFeatures::DOTPROD),
+        (isar1 >> 52 & 0xf, IsaFeatures::I8MM),
+        (has_sve().into(), IsaFeatures::SVE),
+        (sve_version & 0xf, IsaFeatures::SVE2),
+        (isar0 >> 12 & 0xf, IsaFeatures::SHA256),
+    ]
+    .into_iter()
+    .filter(|(field, _)| *field != 0)
+    .fold(IsaFeatures::NONE, |all, (_, feature)| all.union(feature))
 }
 
 /// ID_AA64PFR0_EL1.SVE.

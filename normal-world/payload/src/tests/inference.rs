@@ -139,6 +139,16 @@ pub fn vector_registers_survive(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
+/// The SPMC tells the partition of all the instructions that this machine's cores have, and of no others.
+pub fn partition_knows_the_cpu(bench: &mut Bench) -> Result<(), String> {
+    let (system, session, _) = bench.load()?;
+    let report =
+        session.service(system, &mut || {}).status(session.id).map_err(|e| format!("STATUS: {e}"))?;
+    let found = vectors::isa_features();
+    ensure!(report.features == found, "the partition knows {:?}, the cores have {found:?}", report.features);
+    Ok(())
+}
+
 /// A second core that asks while the first is served gets `BUSY` or its answer, and neither hangs.
 pub fn concurrent_callers(bench: &mut Bench) -> Result<(), String> {
     ensure!(cores::count() > 1, "this test needs two cores: --smp 2");

@@ -111,6 +111,7 @@ const TESTS: &[Test] = &[
     Test { name: "inference/preempted_answer_is_the_same", run: inference::preempted_answer_is_the_same },
     Test { name: "inference/bad_prompts", run: inference::bad_prompts },
     Test { name: "inference/vector_registers_survive", run: inference::vector_registers_survive },
+    Test { name: "inference/partition_knows_the_cpu", run: inference::partition_knows_the_cpu },
     Test { name: "inference/concurrent_callers", run: inference::concurrent_callers },
     // Sessions of one model share its weights, which are lent once.
     Test { name: "inference/two_sessions_share_weights", run: sharing::two_sessions_share_weights },
