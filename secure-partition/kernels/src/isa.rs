@@ -30,7 +30,8 @@ impl Isa {
         Kernel::Plain
     });
 
-    /// The plain twin of every kernel, on any CPU.
+    /// The plain twins of products and of attention, on any CPU. On AArch64, single values (norms, SiLU, rotations, rounding) take
+    /// NEON even so; tests compare each of these with a plain twin of its own.
     pub const PLAIN: Self = Self::of(Kernel::Plain);
 
     const fn of(kernel: Kernel) -> Self {
