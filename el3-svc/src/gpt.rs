@@ -3,7 +3,7 @@
 use crate::{
     cpu::{flush_lines, line_shift, ticks},
     gpt_format::Layout,
-    gpt_range::{Tables, move_ranges},
+    gpt_range::{Tables, for_each_joined, move_ranges},
     protection::{GranuleProtection, Moved, Range},
     reflect,
 };
@@ -122,15 +122,17 @@ impl Tables for Access<'_> {
         unsafe { bit_unlock(lock, mask) }
     }
 
-    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
-        self.invalidations.fetch_add(ranges.len() as u64, Ordering::Relaxed);
+    fn invalidate(&self, stale: impl Iterator<Item = Range>) {
+        let mut made = 0;
         barrier!("dsb oshst");
-        for range in ranges {
+        for_each_joined(stale, |range| {
+            made += 1;
             let operand = range_operand(&range);
             // SAFETY: TLBI RPALOS (Arm DDI 0487, C5.5) drops cached copies of entries, which are always correct to drop.
             unsafe { asm!("sys #6, c8, c4, #7, {}", in(reg) operand, options(nostack, preserves_flags)) };
-        }
+        });
         barrier!("dsb osh");
+        self.invalidations.fetch_add(made, Ordering::Relaxed);
     }
 
     fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
@@ -187,6 +189,10 @@ fn has_tags() -> bool {
 /// in 4 KB in bits [39:0].
 fn range_operand(range: &Range) -> u64 {
     const SIZES: [u32; 7] = [12, 14, 16, 21, 25, 29, 30];
+    // Most calls move one granule.
+    if range.count == 1 {
+        return range.base >> 12;
+    }
     let last = range.base + range.count * GRANULE_SIZE as u64 - 1;
     let needed = u64::BITS - (range.base ^ last).leading_zeros();
     let code = SIZES.iter().position(|shift| needed <= *shift).unwrap_or(SIZES.len() - 1);

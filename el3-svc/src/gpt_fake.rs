@@ -5,7 +5,7 @@ extern crate std;
 
 use crate::{
     gpt_format::{Contiguous, Layout},
-    gpt_range::{Tables, move_ranges},
+    gpt_range::{Tables, for_each_joined, move_ranges},
     protection::{Moved, Range},
 };
 use flexserve_abi::{GRANULE_SIZE, el3::Gpi};
@@ -124,12 +124,12 @@ impl Tables for Fake {
         assert!(self.locked.replace(false));
     }
 
-    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
-        for Range { base, count } in ranges {
+    fn invalidate(&self, stale: impl Iterator<Item = Range>) {
+        for_each_joined(stale, |Range { base, count }| {
             let bytes = count * GRANULE;
             self.invalidations.borrow_mut().push((base, bytes));
             self.tlb.borrow_mut().retain(|(at, size, _)| at + size <= base || base + bytes <= *at);
-        }
+        });
     }
 
     fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {

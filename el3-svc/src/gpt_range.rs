@@ -1,7 +1,7 @@
 //! Moves ranges of granules in granule protection tables (Arm DDI 0487, sections D9.2 to D9.5).
 //!
-//! Ranges are cut at 2 MB blocks, and the pieces move in waves: under one lock, with one TLB invalidation for each piece and
-//! one wait for all of them, and one pass of cache maintenance. Contiguous descriptors are shattered when a part of their
+//! Ranges are cut at 2 MB blocks, and the pieces move in waves: under one lock, with one TLB invalidation for neighbouring
+//! pieces of one block and one wait for all of them, and one pass of cache maintenance. Contiguous descriptors are shattered when a part of their
 //! block moves, and made again when a block becomes uniform: the same descriptors that TF-A's own library makes, which
 //! changes other granules of the same tables.
 //!
@@ -46,8 +46,9 @@ pub trait Tables {
     fn lock(&self, base: u64);
     /// Releases it.
     fn unlock(&self, base: u64);
-    /// Waits for the writes, drops what any core or device has cached of the entries for these ranges, and waits for that.
-    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>);
+    /// Waits for the writes, drops what any core or device has cached of the entries for these ranges, each
+    /// [joined][for_each_joined] with its neighbours, and waits for that.
+    fn invalidate(&self, stale: impl Iterator<Item = Range>);
     /// Writes back and drops, to the point of physical aliasing, all lines of these ranges in one address space, and waits
     /// for that.
     fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi);
@@ -108,6 +109,38 @@ struct Taken {
     stale: Range,
 }
 
+/// Calls `each` with what is stale. Neighbours in one 2 MB block become the whole block, or the larger block that they all name: to forget
+/// more than has changed is always correct (Arm DDI 0487, D9.5, statement ZZJVG).
+///
+/// Ranges may come in any order, and only neighbours are compared, so that the work grows with their number alone: a list that
+/// goes back and forth between blocks takes an invalidation each time that it comes to another.
+#[inline(always)]
+pub fn for_each_joined(mut stale: impl Iterator<Item = Range>, mut each: impl FnMut(Range)) {
+    let Some(mut joined) = stale.next() else { return };
+    // As many turns as there are ranges.
+    for next in stale {
+        if (joined.base ^ next.base) >= BLOCK {
+            each(joined);
+            joined = next;
+        } else if joined.count < BLOCK / GRANULE {
+            joined = Range { base: next.base & !(BLOCK - 1), count: BLOCK / GRANULE };
+        }
+    }
+    each(joined);
+}
+
+/// Those that have become part of a larger block are stale as that.
+#[cold]
+#[inline(never)]
+fn widen(taken: &mut [Taken], made: Range) {
+    // At most `WAVE` turns.
+    for piece in taken {
+        if piece.range.base.wrapping_sub(made.base) < made.count * GRANULE {
+            piece.stale = made;
+        }
+    }
+}
+
 /// 512 MB under one lock, which is held.
 struct Region<'a, T> {
     tables: &'a T,
@@ -146,9 +179,9 @@ impl<T: Tables> Region<'_, T> {
                 self.give(piece.range, to);
             }
         }
-        for piece in &mut taken {
-            if let Some(made) = self.fuse(piece.range.base, to) {
-                piece.stale = made;
+        for i in 0..taken.len() {
+            if let Some(made) = self.fuse(taken[i].range.base, to) {
+                widen(&mut taken, made);
             }
         }
         self.tables.invalidate(taken.iter().map(|piece| piece.stale));
@@ -300,7 +333,7 @@ mod tests {
         let granule = |i: u64| Range { base: MEMORY + i * GRANULE, count: 1 };
         let odd: std::vec::Vec<_> = (0..20).map(|i| granule(2 * i + 1)).collect();
         assert_eq!(fake.move_ranges(&odd, Gpi::NonSecure, Gpi::Secure), Moved { done: 20, error: None });
-        assert_eq!(fake.invalidations.borrow().len(), 20);
+        assert_eq!(*fake.invalidations.borrow(), [(MEMORY, BLOCK); 2]);
         assert_eq!(fake.owner(MEMORY + GRANULE), Gpi::Secure);
         assert_eq!(fake.owner(MEMORY), Gpi::NonSecure);
         let stops = [granule(41), granule(3), granule(43)];
@@ -310,6 +343,38 @@ mod tests {
         let back: std::vec::Vec<_> = odd.iter().rev().copied().collect();
         assert_eq!(fake.move_ranges(&back, Gpi::Secure, Gpi::NonSecure).done, 20);
         assert!(fake.entries.borrow().iter().all(|entry| *entry == BLOCKS));
+    }
+
+    #[test]
+    fn neighbours_of_one_block_are_forgotten_at_once() {
+        let joined = |ranges: &[(u64, u64)]| {
+            let mut joined = vec![];
+            let stale = ranges.iter().map(|&(first, count)| Range { base: MEMORY + first * GRANULE, count });
+            for_each_joined(stale, |range| joined.push(((range.base - MEMORY) / GRANULE, range.count)));
+            joined
+        };
+        assert_eq!(joined(&[]), []);
+        assert_eq!(joined(&[(7, 3)]), [(7, 3)]);
+        assert_eq!(joined(&[(0, 1), (511, 1)]), [(0, 512)]);
+        assert_eq!(joined(&[(9, 2), (3, 1), (5, 2)]), [(0, 512)]);
+        assert_eq!(joined(&[(511, 1), (512, 1), (1023, 1), (513, 1)]), [(511, 1), (512, 512)]);
+        assert_eq!(joined(&[(0, 1), (512, 1), (1, 1)]), [(0, 1), (512, 1), (1, 1)]);
+        assert_eq!(joined(&[(0, 8192), (0, 8192), (8192, 1)]), [(0, 8192), (8192, 1)]);
+    }
+
+    #[test]
+    fn a_list_takes_an_invalidation_for_each_block_and_pass() {
+        let fake = Fake::new(Contiguous::Block32M);
+        let list: std::vec::Vec<_> = (0..16)
+            .map(|i| Range { base: MEMORY + i / 4 * BLOCK + (7 - i % 4) * 3 * GRANULE, count: 2 })
+            .collect();
+        assert_eq!(fake.move_ranges(&list, Gpi::NonSecure, Gpi::Secure).done, 32);
+        let blocks: std::vec::Vec<_> = (0..4).map(|i| (MEMORY + i * BLOCK, BLOCK)).collect();
+        assert_eq!(fake.invalidations.take(), blocks);
+        assert_eq!(fake.move_ranges(&list, Gpi::Secure, Gpi::NonSecure).done, 32);
+        let whole = (MEMORY, Contiguous::Block512M.bytes());
+        assert_eq!(fake.invalidations.take(), [&*blocks, &[whole]].concat());
+        assert_eq!(fake.read(LEVEL1), BLOCKS);
     }
 
     #[test]

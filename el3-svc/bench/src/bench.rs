@@ -162,29 +162,48 @@ fn batch() {
     );
 }
 
-/// Sixteen granules, none next to another.
-fn list() {
-    const STEP: u64 = 3 * GRANULE;
-    let mut ranges = [0; 1 + LIST_LIMIT];
-    for (range, i) in ranges[1..].iter_mut().zip(0..) {
+/// From one granule of a list to the next: none is next to another.
+const STEP: u64 = 3 * GRANULE;
+
+/// The arguments for sixteen granules of one block.
+fn scattered(to: Gpi) -> [u64; 1 + LIST_LIMIT] {
+    let mut arguments = [to as u64; 1 + LIST_LIMIT];
+    for (range, i) in arguments[1..].iter_mut().zip(0..) {
         *range = (BLOCK + i * STEP) | 1;
     }
+    arguments
+}
+
+fn set_list(arguments: &[u64]) {
+    assert_eq!(call(fid::GRANULE_SET_LIST, arguments), [0, LIST_LIMIT as u64]);
+}
+
+/// Sixteen granules, none next to another.
+fn list() {
+    let ranges = scattered(Gpi::Secure);
     let ours = |to: Gpi| {
         let mut ranges = ranges;
         ranges[0] = to as u64;
-        assert_eq!(call(fid::GRANULE_SET_LIST, &ranges), [0, LIST_LIMIT as u64]);
+        set_list(&ranges);
     };
     let units = LIST_LIMIT as u64;
     rows(["granule_list_lend", "granule_list_return"], units, ours, |to| one_by_one(to, units, STEP));
 }
 
-/// TLB invalidations for a whole 2 MB block. The peer makes one for each granule, and one to fuse the block.
+/// TLB invalidations for a whole 2 MB block, and for granules scattered over one. The peer makes one for each granule, and one to
+/// fuse the block.
 fn tlbi() {
     let made = || call(fid::STATS, &[Counter::TlbInvalidations as u64])[1];
-    for (name, to) in [("tlbi_per_2mb", Gpi::Secure), ("tlbi_per_2mb_return", Gpi::NonSecure)] {
+    let row = |name: &str, f: &dyn Fn()| {
         let before = made();
-        set(BLOCK, BATCH_LIMIT, to);
+        f();
         defmt::info!("row {=str} {=u64} {=u64}", name, (made() - before) * 100, 0);
+    };
+    for (name, to) in [("tlbi_per_2mb", Gpi::Secure), ("tlbi_per_2mb_return", Gpi::NonSecure)] {
+        row(name, &|| set(BLOCK, BATCH_LIMIT, to));
+    }
+    for (name, to) in [("tlbi_per_2mb_list", Gpi::Secure), ("tlbi_per_2mb_list_return", Gpi::NonSecure)] {
+        row(name, &|| set_list(&scattered(to)));
     }
 }
 

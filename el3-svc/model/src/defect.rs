@@ -108,13 +108,13 @@ impl Tables for Defective<'_, '_> {
         }
     }
 
-    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
+    fn invalidate(&self, stale: impl Iterator<Item = Range>) {
         match self.defect {
             Defect::Invalidate => {}
             Defect::LibraryInvalidate if self.library => {}
-            Defect::InvalidateFirst => self.recorder.invalidate(ranges.take(1)),
-            Defect::Broadcast => self.recorder.invalidate_locally(ranges),
-            _ => self.recorder.invalidate(ranges),
+            Defect::InvalidateFirst => self.recorder.invalidate(stale.take(1)),
+            Defect::Broadcast => self.recorder.invalidate_locally(stale),
+            _ => self.recorder.invalidate(stale),
         }
     }
 

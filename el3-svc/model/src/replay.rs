@@ -12,7 +12,7 @@ use crate::{
 };
 use flexserve_abi::el3::{Gpi, Status};
 use flexserve_el3_svc::{
-    gpt_range::{Tables, move_ranges},
+    gpt_range::{Tables, for_each_joined, move_ranges},
     protection::{GranuleProtection, Moved, Range},
     protocol::{Call, Caller, Reply, Service},
 };
@@ -178,11 +178,8 @@ impl Tables for Recorder<'_> {
         self.0.borrow_mut().effect(Effect::Unlock);
     }
 
-    fn invalidate(&self, ranges: impl ExactSizeIterator<Item = Range>) {
-        for Range { base, count } in ranges {
-            let bytes = count * GRANULE;
-            self.0.borrow_mut().effect(Effect::Invalidate { base, bytes, everywhere: true });
-        }
+    fn invalidate(&self, stale: impl Iterator<Item = Range>) {
+        self.forget(stale, true);
     }
 
     fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
@@ -194,11 +191,15 @@ impl Tables for Recorder<'_> {
 
 impl Recorder<'_> {
     /// As `invalidate`, on this core only.
-    pub fn invalidate_locally(&self, ranges: impl Iterator<Item = Range>) {
-        for Range { base, count } in ranges {
-            let bytes = count * GRANULE;
-            self.0.borrow_mut().effect(Effect::Invalidate { base, bytes, everywhere: false });
-        }
+    pub fn invalidate_locally(&self, stale: impl Iterator<Item = Range>) {
+        self.forget(stale, false);
+    }
+
+    fn forget(&self, stale: impl Iterator<Item = Range>, everywhere: bool) {
+        for_each_joined(stale, |Range { base, count }| {
+            let effect = Effect::Invalidate { base, bytes: count * GRANULE, everywhere };
+            self.0.borrow_mut().effect(effect);
+        });
     }
 }
 
