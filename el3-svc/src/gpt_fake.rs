@@ -124,11 +124,12 @@ impl Tables for Fake {
         assert!(self.locked.replace(false));
     }
 
+    /// A cached block goes only if all of it is named (Arm DDI 0487, D9.6.4, rule SSKBB).
     fn invalidate(&self, stale: impl Iterator<Item = Range>) {
         for_each_joined(stale, |Range { base, count }| {
             let bytes = count * GRANULE;
             self.invalidations.borrow_mut().push((base, bytes));
-            self.tlb.borrow_mut().retain(|(at, size, _)| at + size <= base || base + bytes <= *at);
+            self.tlb.borrow_mut().retain(|(at, size, _)| *at < base || base + bytes < at + size);
         });
     }
 

@@ -109,8 +109,8 @@ struct Taken {
     stale: Range,
 }
 
-/// Calls `each` with what is stale. Neighbours in one 2 MB block become the whole block, or the larger block that they all name: to forget
-/// more than has changed is always correct (Arm DDI 0487, D9.5, statement ZZJVG).
+/// Calls `each` with what is stale. Neighbours in one 2 MB block become the whole block, or the larger block that one of them is: to
+/// forget more than has changed is always correct (Arm DDI 0487, D9.5, statement ZZJVG).
 ///
 /// Ranges may come in any order, and only neighbours are compared, so that the work grows with their number alone: a list that
 /// goes back and forth between blocks takes an invalidation each time that it comes to another.
@@ -119,14 +119,26 @@ pub fn for_each_joined(mut stale: impl Iterator<Item = Range>, mut each: impl Fn
     let Some(mut joined) = stale.next() else { return };
     // As many turns as there are ranges.
     for next in stale {
-        if (joined.base ^ next.base) >= BLOCK {
+        let (large, small) = if next.count > joined.count { (next, joined) } else { (joined, next) };
+        if large.count > BLOCK / GRANULE && holds(large, small) {
+            joined = large;
+        } else if (joined.base ^ next.base) < BLOCK {
+            joined = Range { base: next.base & !(BLOCK - 1), count: BLOCK / GRANULE };
+        } else {
             each(joined);
             joined = next;
-        } else if joined.count < BLOCK / GRANULE {
-            joined = Range { base: next.base & !(BLOCK - 1), count: BLOCK / GRANULE };
         }
     }
     each(joined);
+}
+
+/// Whether a range's first granule lies in a block.
+const fn holds(block: Range, range: Range) -> bool {
+    range.base.wrapping_sub(block.base) < block.count * GRANULE
+}
+
+const fn block_around(address: u64, size: Contiguous) -> Range {
+    Range { base: address & !(size.bytes() - 1), count: size.bytes() / GRANULE }
 }
 
 /// Those that have become part of a larger block are stale as that.
@@ -135,7 +147,7 @@ pub fn for_each_joined(mut stale: impl Iterator<Item = Range>, mut each: impl Fn
 fn widen(taken: &mut [Taken], made: Range) {
     // At most `WAVE` turns.
     for piece in taken {
-        if piece.range.base.wrapping_sub(made.base) < made.count * GRANULE {
+        if holds(made, piece.range) && piece.stale.count < made.count {
             piece.stale = made;
         }
     }
@@ -156,9 +168,9 @@ impl<T: Tables> Region<'_, T> {
         let to_normal = to == Gpi::NonSecure;
         let mut taken = Vec::<Taken, WAVE>::new();
         while let Some(piece) = pieces.peek().filter(|piece| piece.base / LOCKED == self.base / LOCKED) {
-            let count = self.take(piece, from, if to_normal { Gpi::NoAccess } else { to });
+            let (count, shattered) = self.take(piece, from, if to_normal { Gpi::NoAccess } else { to });
             let range = Range { base: piece.base, count };
-            if count != 0 && taken.push(Taken { range, stale: range }).is_ok() {
+            if count != 0 && taken.push(Taken { range, stale: shattered.unwrap_or(range) }).is_ok() {
                 moved.done += count;
                 pieces.advance(count);
             }
@@ -191,14 +203,16 @@ impl<T: Tables> Region<'_, T> {
     }
 
     /// Gives those granules of a piece that belong to `from`, up to the first that does not, to `to`, as granule entries.
-    /// Answers how many. At most 32 turns.
-    fn take(&self, piece: Range, from: Gpi, to: Gpi) -> u64 {
+    /// Answers how many, and the block whose descriptor had to go. At most 32 turns.
+    fn take(&self, piece: Range, from: Gpi, to: Gpi) -> (u64, Option<Range>) {
         let first = self.tables.read(self.table.entry(piece.base));
-        if Contiguous::of(first).is_some() {
+        let mut shattered = None;
+        if let Some(size) = Contiguous::of(first) {
             if first >> 4 & 0xf != from as u64 {
-                return 0;
+                return (0, None);
             }
             self.shatter(piece.base);
+            shattered = Some(block_around(piece.base, size));
         }
         let difference = uniform(from as u8 ^ to as u8);
         let end = piece.base + piece.count * GRANULE;
@@ -220,7 +234,7 @@ impl<T: Tables> Region<'_, T> {
             at = (at & !(ENTRY - 1)) + u64::from(below / 4) * GRANULE;
             break;
         }
-        (at - piece.base) / GRANULE
+        ((at - piece.base) / GRANULE, shattered)
     }
 
     /// Gives a piece that is nobody's to `to`. At most 32 turns.
@@ -237,7 +251,8 @@ impl<T: Tables> Region<'_, T> {
 
     /// Leaves no contiguous descriptor at `address`. At most 8192 + 512 + 32 writes.
     ///
-    /// What TLBs hold of the larger block stays true but for the granules that move, whose invalidation drops it.
+    /// What TLBs hold of the larger block stays true but for the granules that move. To invalidate these would not be sure to drop it: only
+    /// the whole block is (Arm DDI 0487, D9.6.4, rule SSKBB).
     #[inline(never)]
     fn shatter(&self, address: u64) {
         for (size, part) in [
@@ -279,7 +294,7 @@ impl<T: Tables> Region<'_, T> {
             whole = size.descriptor(gpi as u8);
             part = entries;
             self.write_block(base, size, whole);
-            made = Some(Range { base, count: size.bytes() / GRANULE });
+            made = Some(block_around(address, size));
         }
         made
     }
@@ -333,7 +348,7 @@ mod tests {
         let granule = |i: u64| Range { base: MEMORY + i * GRANULE, count: 1 };
         let odd: std::vec::Vec<_> = (0..20).map(|i| granule(2 * i + 1)).collect();
         assert_eq!(fake.move_ranges(&odd, Gpi::NonSecure, Gpi::Secure), Moved { done: 20, error: None });
-        assert_eq!(*fake.invalidations.borrow(), [(MEMORY, BLOCK); 2]);
+        assert_eq!(*fake.invalidations.borrow(), [(MEMORY, LOCKED), (MEMORY, BLOCK)]);
         assert_eq!(fake.owner(MEMORY + GRANULE), Gpi::Secure);
         assert_eq!(fake.owner(MEMORY), Gpi::NonSecure);
         let stops = [granule(41), granule(3), granule(43)];
@@ -360,11 +375,13 @@ mod tests {
         assert_eq!(joined(&[(511, 1), (512, 1), (1023, 1), (513, 1)]), [(511, 1), (512, 512)]);
         assert_eq!(joined(&[(0, 1), (512, 1), (1, 1)]), [(0, 1), (512, 1), (1, 1)]);
         assert_eq!(joined(&[(0, 8192), (0, 8192), (8192, 1)]), [(0, 8192), (8192, 1)]);
+        assert_eq!(joined(&[(0, 8192), (512, 512), (8191, 1)]), [(0, 8192)]);
+        assert_eq!(joined(&[(1024, 512), (0, 8192), (8192, 8192)]), [(0, 8192), (8192, 8192)]);
     }
 
     #[test]
     fn a_list_takes_an_invalidation_for_each_block_and_pass() {
-        let fake = Fake::new(Contiguous::Block32M);
+        let fake = Fake::new(Contiguous::Block2M);
         let list: std::vec::Vec<_> = (0..16)
             .map(|i| Range { base: MEMORY + i / 4 * BLOCK + (7 - i % 4) * 3 * GRANULE, count: 2 })
             .collect();
@@ -372,9 +389,23 @@ mod tests {
         let blocks: std::vec::Vec<_> = (0..4).map(|i| (MEMORY + i * BLOCK, BLOCK)).collect();
         assert_eq!(fake.invalidations.take(), blocks);
         assert_eq!(fake.move_ranges(&list, Gpi::Secure, Gpi::NonSecure).done, 32);
-        let whole = (MEMORY, Contiguous::Block512M.bytes());
+        let whole = (MEMORY, Contiguous::Block32M.bytes());
         assert_eq!(fake.invalidations.take(), [&*blocks, &[whole]].concat());
-        assert_eq!(fake.read(LEVEL1), BLOCKS);
+        assert_eq!(fake.read(LEVEL1), Contiguous::Block32M.descriptor(Gpi::NonSecure as u8));
+    }
+
+    #[test]
+    fn a_block_that_is_shattered_is_forgotten_whole() {
+        for size in [Contiguous::Block2M, Contiguous::Block32M, Contiguous::Block512M] {
+            let fake = Fake::new(size);
+            let granule = MEMORY + size.bytes() / 2;
+            fake.touch(MEMORY);
+            assert_eq!(move_range(&fake, granule, 1, Gpi::Secure).done, 1);
+            assert_eq!(fake.invalidations.take(), [(MEMORY, size.bytes())]);
+            fake.check_tlb([granule; 2]);
+            assert_eq!(move_range(&fake, granule + GRANULE, 1, Gpi::Secure).done, 1);
+            assert_eq!(fake.invalidations.take(), [(granule + GRANULE, GRANULE)]);
+        }
     }
 
     #[test]

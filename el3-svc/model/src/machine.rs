@@ -232,10 +232,11 @@ impl Machine {
             Effect::Lock => self.cores[core].locked = true,
             Effect::Unlock => self.cores[core].locked = false,
             Effect::Write(index, entry) => self.entries[index] = entry,
+            // A cached block goes only if all of it is named (Arm DDI 0487, D9.6.4, rule SSKBB).
             Effect::Invalidate { base, bytes, everywhere } => {
                 for (i, other) in self.cores.iter_mut().enumerate() {
                     if everywhere || i == core {
-                        other.tlb.retain(|(at, size, _)| !overlaps(base, bytes, *at, *size));
+                        other.tlb.retain(|(at, size, _)| *at < base || base + bytes < at + size);
                     }
                 }
             }
