@@ -1,8 +1,9 @@
 //! The SPMC's recall service: `FFA_MSG_SEND_DIRECT_REQ2` to [`crate::ffa::SPMC`] with [`crate::ffa::RECALL_SERVICE`].
 //!
-//! For a lender whose borrower does not relinquish: x4 is [`REVOKE`], x5 the handle. The first request gives notice, and is
+//! For a lender whose borrower does not relinquish: x4 is [`REVOKE`], x5 the handle. The first request starts a term, and is
 //! answered [`Status::Noticed`] as are all within [`NOTICE_NS`]; the next one takes the region out of the borrower's reach,
-//! whatever that is doing, so that `FFA_MEM_RECLAIM` succeeds. A borrower that touches the region afterwards is aborted:
+//! whatever that is doing, so that `FFA_MEM_RECLAIM` succeeds. The manager tells the borrower nothing when the term starts: the
+//! lender asks it, by the borrower's own protocol, before it comes here. A borrower that touches the region afterwards is aborted:
 //! thus it is told. In the response x4 is the status, x5 a result.
 
 /// Takes the region with handle x5 back, in x4.
@@ -12,7 +13,7 @@ pub const REVOKE: u64 = 1;
 /// that the longest section under its lock took, with interrupts masked, waiting for the lock included.
 pub const LONGEST_SECTION: u64 = 2;
 
-/// Nanoseconds between the notice and the first request that revokes.
+/// Nanoseconds between the first request and the first one that revokes.
 pub const NOTICE_NS: u64 = 10_000_000;
 
 /// Status, in x4 of the response as a signed 64-bit integer.

@@ -42,6 +42,8 @@ extern "C" fn main() -> ! {
     // SAFETY: the MMU is off, so every access is a device access at its physical address.
     unsafe { flexserve_secure_log::init(World::Spmc, SECURE_UART_BASE as usize) };
     row("null_smc", 1, || call(fid::VERSION, &[]), || call(peer::NULL, &[]));
+    alone("granule_get", || call(fid::GRANULE_GET, &[BLOCK]));
+    alone("core_state", || call(fid::CORE_STATE, &[0]));
     // Keeps the blocks around it from becoming uniform, so that no figure but the batch's makes or shatters large blocks.
     set(BLOCK + 511 * GRANULE, 1, Gpi::Secure);
     single();
@@ -103,6 +105,13 @@ fn row<T>(name: &str, units: u64, mut ours: impl FnMut() -> T, mut theirs: impl 
     let ours = mean((0..TIMES).map(|_| count(&mut ours)).sum());
     let theirs = mean((0..TIMES).map(|_| count(&mut theirs)).sum());
     defmt::info!("row {=str} {=u64} {=u64}", name, ours, theirs);
+}
+
+/// Prints the mean of `TIMES` turns of what has no peer, after one that is not counted.
+fn alone<T>(name: &str, mut ours: impl FnMut() -> T) {
+    ours();
+    let sum: u64 = (0..TIMES).map(|_| count(&mut ours)).sum();
+    defmt::info!("row {=str} {=u64} {=u64}", name, sum * 100 / TIMES, 0);
 }
 
 /// Prints both directions: means of `TIMES` turns of moving there and back, for each of `units` granules.
