@@ -138,6 +138,7 @@ impl Tables for Access<'_> {
     fn flush(&self, ranges: impl Iterator<Item = Range>, space: Gpi) {
         // Bit 63 is NS, bit 62 NSE: Secure 00, Non-secure 10.
         let space = if space == Gpi::NonSecure { 1 << 63 } else { 0 };
+        // At most `WAVE` turns, for all granules of a call together at most BATCH_LIMIT * 256 lines.
         for range in ranges {
             let (at, Lines { shift, tagged }) = (range.base | space, self.lines);
             // SAFETY: DC CIGDPAPA, which takes allocation tags too, and DC CIPAPA (Arm DDI 0487, C5.3) change no data.
@@ -195,6 +196,7 @@ fn range_operand(range: &Range) -> u64 {
     }
     let last = range.base + range.count * GRANULE_SIZE as u64 - 1;
     let needed = u64::BITS - (range.base ^ last).leading_zeros();
+    // At most seven turns.
     let code = SIZES.iter().position(|shift| needed <= *shift).unwrap_or(SIZES.len() - 1);
     (code as u64) << 44 | (range.base >> SIZES[code] << SIZES[code]) >> 12
 }

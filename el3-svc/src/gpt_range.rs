@@ -61,6 +61,7 @@ pub trait Tables {
 pub fn move_ranges(layout: &Layout, tables: &impl Tables, ranges: &[Range], from: Gpi, to: Gpi) -> Moved {
     let mut pieces = Pieces::of(ranges);
     let mut moved = Moved { done: 0, error: None };
+    // Each turn leaves a piece behind, or meets an error and is the last: at most as many turns as there are pieces.
     while let (Some(Range { base, .. }), None) = (pieces.peek(), moved.error) {
         tables.lock(base);
         match layout.level1(base, |address| tables.read(address)) {
@@ -167,6 +168,7 @@ impl<T: Tables> Region<'_, T> {
     fn transfer(&self, pieces: &mut Pieces, from: Gpi, to: Gpi, moved: &mut Moved) {
         let to_normal = to == Gpi::NonSecure;
         let mut taken = Vec::<Taken, WAVE>::new();
+        // Each turn takes a piece, or is the last: at most `WAVE` turns.
         while let Some(piece) = pieces.peek().filter(|piece| piece.base / LOCKED == self.base / LOCKED) {
             let (count, shattered) = self.take(piece, from, if to_normal { Gpi::NoAccess } else { to });
             let range = Range { base: piece.base, count };
@@ -187,6 +189,7 @@ impl<T: Tables> Region<'_, T> {
         if to_normal {
             self.tables.invalidate(taken.iter().map(|piece| piece.stale));
             self.tables.flush(taken.iter().map(|piece| piece.range), from);
+            // At most `WAVE` turns, as the next loop.
             for piece in &taken {
                 self.give(piece.range, to);
             }
@@ -255,6 +258,7 @@ impl<T: Tables> Region<'_, T> {
     /// the whole block is (Arm DDI 0487, D9.6.4, rule SSKBB).
     #[inline(never)]
     fn shatter(&self, address: u64) {
+        // Three turns.
         for (size, part) in [
             (Contiguous::Block512M, Some(Contiguous::Block32M)),
             (Contiguous::Block32M, Some(Contiguous::Block2M)),
@@ -282,6 +286,7 @@ impl<T: Tables> Region<'_, T> {
         let mut whole = uniform(gpi as u8);
         let mut made = None;
         let mut part = 1;
+        // Three turns.
         for size in [Contiguous::Block2M, Contiguous::Block32M, Contiguous::Block512M] {
             let base = address & !(size.bytes() - 1);
             let entries = size.bytes() / ENTRY;
@@ -301,6 +306,7 @@ impl<T: Tables> Region<'_, T> {
 
     fn write_block(&self, base: u64, size: Contiguous, entry: u64) {
         let first = self.table.entry(base);
+        // At most 8192 turns.
         for i in 0..size.bytes() / ENTRY {
             self.tables.write(first + i * 8, entry);
         }

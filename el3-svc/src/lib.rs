@@ -16,9 +16,9 @@
 //! - `tfa`: the glue that makes it a runtime service of Trusted Firmware-A's BL31.
 //!
 //! A platform links one of the two mechanisms (`isolation` in its `platform.toml`). Only `gpt`, `reflect`, `stage2`,
-//! `normal_world`, `cpu`, `psci` and `tfa` use `unsafe`: they read and write tables and registers, or call BL31 and are called by it.
+//! `normal_world`, `cpu`, `psci`, `tfa` and `peer` use `unsafe`: they read and write tables and registers, or call BL31 and are called by it.
 //!
-//! The feature `bench` adds what the service is measured against; `./flexserve bench smc` builds with it.
+//! The feature `bench` adds `peer`, what the service is measured against; `./flexserve bench smc` builds with it.
 #![no_std]
 
 pub mod cores;

@@ -82,6 +82,7 @@ fn install_stub() {
     unsafe {
         let stub = &raw const flexserve_el2_stub;
         core::ptr::copy_nonoverlapping(stub.cast::<u8>(), page as *mut u8, size_of_val(&*stub));
+        // 256 turns.
         for line in (page..page + GRANULE_SIZE as u64).step_by(16) {
             asm!("dc civac, {}", in(reg) line, options(nostack, preserves_flags));
         }

@@ -194,6 +194,7 @@ impl<P: GranuleProtection, C: CoreControl> Service<P, C> {
         let mut ranges = Vec::<Range, LIST_LIMIT>::new();
         let mut room = BATCH_LIMIT;
         let mut more = false;
+        // At most `LIST_LIMIT` turns.
         for word in list.iter().take(LIST_LIMIT).take_while(|word| **word != 0) {
             let Some(range) = check(word & !COUNT, word & COUNT, self.lendable) else {
                 return Status::InvalidParameters.into();
@@ -223,7 +224,8 @@ impl<P: GranuleProtection, C: CoreControl> Service<P, C> {
             self.count(counter, moved.done);
             self.count(Counter::Batches, 1);
         }
-        // One granule is never the longest.
+        // One granule takes less than a full batch, also where it makes or shatters 512 MB (about 9,000 writes), and reading the
+        // counter again would cost it more than it tells.
         if moved.done > 1 {
             let taken = self.protection.ticks().saturating_sub(start);
             self.counters[Counter::LongestMove as usize].fetch_max(taken, Ordering::Relaxed);
@@ -261,6 +263,7 @@ impl Target {
 /// Proves what a caller claims: whole granules inside one lendable bank.
 fn check(base: u64, count: u64, lendable: &[Region]) -> Option<Range> {
     let bytes = count.checked_mul(GRANULE_SIZE as u64)?;
+    // A turn for each bank.
     let inside = lendable.iter().any(|bank| bank.contains(base, bytes));
     (base.is_multiple_of(GRANULE_SIZE as u64) && inside).then_some(Range { base, count })
 }

@@ -90,6 +90,7 @@ fn exists(mpidr: u64) -> bool {
     const MOST: usize = 512;
     let affinity = mpidr >> 8 & 0xff00_0000 | mpidr & 0xff_ffff;
     let mut frame = platform::GIC_REDISTRIBUTOR;
+    // As many turns as the GIC has redistributors, and at most `MOST`.
     for _ in 0..MOST {
         // SAFETY: BL31 maps the GIC flat; frames follow each other up to the last (Arm IHI 0069, GICR_TYPER).
         let typer = unsafe { ((frame + TYPER) as *const u64).read_volatile() };
@@ -109,9 +110,12 @@ fn exists(mpidr: u64) -> bool {
 unsafe extern "C" fn __wrap_psci_warmboot_entrypoint() {
     // SAFETY: as BL31 would.
     unsafe { __real_psci_warmboot_entrypoint() };
+    // Ends when the `CORE_LEND` that names this core ends: its core is at EL3 with interrupts masked, between its first step
+    // and the answer of `psci_cpu_on`, which takes the locks of PSCI only (this core has left them), and so goes on whatever
+    // this one does. After that there is one more turn at most, for a recall that was faster. Nobody else makes a core wait:
+    // a second `CORE_LEND` of a core that is on is refused by PSCI before this core has come up, or after it has gone on.
     loop {
         match SERVICE.arrive() {
-            // For as long as another core takes from its CORE_LEND's first step to PSCI's answer.
             Arrival::Wait => core::hint::spin_loop(),
             Arrival::NormalWorld => return,
             Arrival::SecureWorld => break,

@@ -100,6 +100,7 @@ extern "C" fn route() {
     /// SCR_EL3: granule protection faults are EL3's (GPF); what runs below EL3 is AArch64 (RW).
     const GPF: u64 = 1 << 48;
     const RW: u64 = 1 << 10;
+    // Two turns.
     for world in WORLDS {
         // SAFETY: BL31's own context of this core and world, if it has one, which nobody else changes now.
         unsafe {

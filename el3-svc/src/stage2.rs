@@ -106,6 +106,7 @@ pub fn init() {
         assert!(result == 0, "EL3 cannot map the normal world's memory");
     };
     map(LAYOUT.memory(), WRITE_BACK_READ_WRITE);
+    // A turn for each bank.
     for bank in platform::LENDABLE {
         map(*bank, NON_CACHEABLE_READ_ONLY);
     }
@@ -158,6 +159,7 @@ impl Tables for Access<'_> {
     }
 
     fn lock(&self, set: u16) {
+        // At most 16 turns, here and in `unlock`. Each waits for the wave of another core: spinlocks are fair enough to end, not to count.
         for lock in self.locks(set) {
             // SAFETY: TF-A's `spinlock_t` is one word. Every core takes them in the same order.
             unsafe { spin_lock(lock.as_ptr()) };
@@ -203,6 +205,7 @@ impl Tables for Access<'_> {
     }
 
     fn flush(&self, ranges: impl Iterator<Item = Range>) {
+        // At most `WAVE` turns, for all granules of a call together at most BATCH_LIMIT * 256 lines.
         for range in ranges {
             // SAFETY: DC CIVAC changes no data, and EL3 maps the lendable banks.
             unsafe { flush_lines!("dc civac, {at}", range.base, range.count, self.line_shift) };

@@ -45,6 +45,7 @@ impl Layout {
         let first = lendable[0];
         let last = lendable[lendable.len() - 1];
         let mut i = 0;
+        // A turn for each bank.
         while i < lendable.len() {
             assert!(
                 lendable[i].base.is_multiple_of(BLOCK) && lendable[i].size.is_multiple_of(BLOCK),

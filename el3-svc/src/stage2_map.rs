@@ -18,6 +18,7 @@ pub fn fill(
     dram: Region,
     devices: &[Region],
 ) -> Result<(), Unmappable> {
+    // At boot, once: the entries of all tables above level 3.
     for entry in (layout.level1()..layout.level2_end()).step_by(8) {
         tables.write(entry, UNMAPPED);
     }
@@ -25,6 +26,7 @@ pub fn fill(
     let hole = layout.memory();
     let below = Region { base: dram.base, size: hole.base - dram.base };
     let above = Region { base: hole.end(), size: dram.end() - hole.end() };
+    // Two turns, then one for each window of the platform's.
     for part in [below, above] {
         map.window(part, Kind::Memory)?;
     }
@@ -90,6 +92,7 @@ impl<T: Tables> Map<'_, T> {
             UNMAPPED if self.spare < self.layout.memory().end() => {
                 let made = self.spare;
                 self.spare += PAGE;
+                // 512 turns.
                 for word in (made..self.spare).step_by(8) {
                     self.tables.write(word, UNMAPPED);
                 }

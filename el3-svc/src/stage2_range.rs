@@ -67,9 +67,11 @@ pub enum Direction {
 pub fn move_ranges(layout: &Layout, tables: &impl Tables, ranges: &[Range], direction: Direction) -> Moved {
     let mut pieces = Pieces::of(ranges);
     let mut moved = Moved { done: 0, error: None };
+    // Each turn leaves a piece behind: at most as many turns as there are pieces.
     while moved.error.is_none() && pieces.peek().is_some() {
         let mut wanted = Vec::<Range, WAVE>::new();
         let mut locks = 0;
+        // At most `WAVE` turns.
         while let Some(piece) = pieces.peek()
             && wanted.push(piece).is_ok()
         {
@@ -92,6 +94,7 @@ pub fn move_ranges(layout: &Layout, tables: &impl Tables, ranges: &[Range], dire
 pub fn owner_of(layout: &Layout, tables: &impl Tables, base: u64) -> Option<Gpi> {
     let piece = Piece::of(layout, tables, Range { base, count: 1 })?;
     tables.lock(lock_of(base));
+    // At most two turns.
     let owner = [Gpi::NonSecure, Gpi::Secure].into_iter().find(|world| piece.owned(*world) == 1);
     tables.unlock(lock_of(base));
     owner
@@ -110,6 +113,7 @@ impl<'a, T: Tables> Wave<'a, T> {
             Direction::Lend => Gpi::NonSecure,
             Direction::GiveBack => Gpi::Secure,
         };
+        // At most `WAVE` turns.
         for range in wanted {
             let Some(piece) = Piece::of(layout, self.tables, *range) else {
                 moved.error = Some(MoveError::NotCovered);
@@ -134,7 +138,7 @@ impl<'a, T: Tables> Wave<'a, T> {
         self.tables.flush(self.pieces.iter().map(|piece| piece.range));
     }
 
-    /// Gives the blocks between two entries their new ones.
+    /// Gives the blocks between two entries their new ones. At most [`WAVE`] turns.
     fn settle(&self) {
         for piece in &self.pieces {
             if let Level2::Changing { secure } = piece.state() {
@@ -158,6 +162,7 @@ impl<'a, T: Tables> Wave<'a, T> {
         }
         self.flush();
         let mut broken = false;
+        // At most `WAVE` turns.
         for piece in &self.pieces {
             broken |= piece.give();
         }
@@ -291,6 +296,7 @@ impl<'a, T: Tables> Piece<'a, T> {
             Entries::Unmapped => (UNMAPPED, 0),
         };
         let first = self.level3_entry(from);
+        // At most 512 turns.
         for i in 0..(to - from) / PAGE {
             self.tables.write(first + i * 8, entry);
             entry += step;
