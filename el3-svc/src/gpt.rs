@@ -169,13 +169,25 @@ fn read(address: u64) -> u64 {
 }
 
 fn layout() -> Layout {
-    let (gptbr, gpccr): (u64, u64);
+    let (gptbr, gpccr) = registers();
+    Layout::new(gptbr, gpccr)
+}
+
+/// Whether BL31 has set up tables that this service can change.
+pub fn is_supported() -> bool {
+    Layout::has_granules_of_4k(registers().1)
+}
+
+/// GPTBR_EL3 and GPCCR_EL3.
+#[inline(always)]
+fn registers() -> (u64, u64) {
+    let (gptbr, gpccr);
     // SAFETY: reads GPTBR_EL3 and GPCCR_EL3 (Arm DDI 0487, D24.2), which exist wherever this backend is used.
     unsafe {
         asm!("mrs {}, S3_6_C2_C1_4", "mrs {}, S3_6_C2_C1_6", out(reg) gptbr, out(reg) gpccr,
             options(nomem, nostack, preserves_flags));
     }
-    Layout::new(gptbr, gpccr)
+    (gptbr, gpccr)
 }
 
 /// Whether the CPU has allocation tags in memory (FEAT_MTE2, ID_AA64PFR1_EL1.MTE).

@@ -29,6 +29,12 @@ impl Layout {
         }
     }
 
+    /// Whether this value of `GPCCR_EL3` sets granules of 4 KB: PGS, bits [15:14], is zero (Arm DDI 0487, D9.6.3).
+    #[must_use]
+    pub const fn has_granules_of_4k(gpccr: u64) -> bool {
+        gpccr >> 14 & 3 == 0
+    }
+
     /// Bits in a protected physical address.
     #[must_use]
     pub const fn physical_address_bits(&self) -> u64 {
@@ -168,6 +174,12 @@ mod tests {
         assert_eq!(owner(0x4000_f000), Some(Gpi::Realm));
         assert_eq!(owner(0x4001_7000), Some(Gpi::NonSecure));
         assert_eq!(owner(0x7fff_f000), Some(Gpi::Secure));
+    }
+
+    #[test]
+    fn other_granules_than_4k_are_told() {
+        assert!([0, 2, 0x0011_3502, !0xc000].into_iter().all(Layout::has_granules_of_4k));
+        assert!(![1 << 14, 2 << 14, 3 << 14, u64::MAX].into_iter().any(Layout::has_granules_of_4k));
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! block moves, and made again when a block becomes uniform: the same descriptors that TF-A's own library makes, which
 //! changes other granules of the same tables.
 //!
-//! Why the order is what it is, for caches that hold lines by physical address space:
+//! Why the order is what it is, for caches that hold lines by physical address space (what is written through one space shows through
+//! the others only past the point of physical aliasing: D7.5.8):
 //! - to the Secure world: once no access by the old address space can hit any more (invalidation), its lines are written
 //!   back and dropped, so that none is written over the new owner's data later;
 //! - to the normal world: nobody has access while the Secure lines, the zeroes of the scrub among them, are written back,

@@ -1,7 +1,7 @@
 //! A runtime service of TF-A's BL31, linked in as a static library without a patch.
 
 #[cfg(isolation = "gpt")]
-use crate::gpt::GranuleProtectionTables as Backend;
+use crate::gpt::{self, GranuleProtectionTables as Backend};
 #[cfg(isolation = "stage-2")]
 use crate::{normal_world, stage2::Stage2 as Backend};
 use crate::{
@@ -57,6 +57,14 @@ unsafe extern "C" fn init() -> i32 {
     // SAFETY: BL31 maps its device region, the secure UART in it, flat and as device memory before services start.
     unsafe { flexserve_secure_log::init(World::El3, platform::SECURE_UART_BASE as usize) };
     defmt::info!("granule service {=u32:x}, {=usize} lendable banks", el3::VERSION, platform::LENDABLE.len());
+    #[cfg(isolation = "gpt")]
+    if !gpt::is_supported() {
+        defmt::error!(
+            "the granule protection tables are not of 4 KB granules (GPCCR_EL3.PGS): there is no service"
+        );
+        // BL31 reports it on its console, goes on without the service, and answers its calls with -1.
+        return -1;
+    }
     #[cfg(isolation = "stage-2")]
     normal_world::init();
     0
