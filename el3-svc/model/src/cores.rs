@@ -2,7 +2,7 @@
 //!
 //! What is explored is [`Cores`] as it ships, one access to its bytes, to PSCI or to the GIC at a time. Modelled are PSCI, as
 //! BL31's implements it (each of its functions decides under the lock of the core that it is about), Secure SGIs, and the loop
-//! of the SPMC on a lent core (`spmc/src/machine/lent.rs`). What a worker does in there is `spmc/model`'s.
+//! of the SPMC on a lent core (`spmc/src/machine/lent.rs`). What a worker does in there is tested in `spmc/tests/workers.rs`.
 //!
 //! A core's life, as its [`Doing`]:
 //!
@@ -155,6 +155,8 @@ pub struct Machine {
 pub mod rule {
     /// Between calls and what `CORE_STATE` and `AFFINITY_INFO` say.
     pub const AGREE: &str = "CORE_STATE, AFFINITY_INFO and the core agree (1, 5)";
+    /// Rule 4, of every call, whatever the other cores do meanwhile.
+    pub const BOUNDED: &str = "no call goes round (4)";
     /// Of calls that nobody is in the way of.
     pub const STATUS: &str = "every call has its status (5)";
     /// Of `CORE_LEND`.
@@ -168,7 +170,10 @@ pub mod rule {
     /// Of a core that is on its way.
     pub const ARRIVES: &str = "a core that was turned on arrives (6)";
 }
-use rule::{ACCEPTED, AGREE, ARRIVES, CLEAN, LAST, RECALL, STATUS};
+use rule::{ACCEPTED, AGREE, ARRIVES, BOUNDED, CLEAN, LAST, RECALL, STATUS};
+
+/// Most accesses of a call to what cores share: a recall that meets another core's change looks twice, changes twice and interrupts.
+const MOST_ACCESSES: usize = 5;
 
 /// The machine under the shipped code: who calls, and through what.
 #[derive(Clone, Copy)]
@@ -324,6 +329,9 @@ impl Exploration {
                 let step = step(&chip, &log, |shared| self.call(shared, core, call, target));
                 machine.chip = step.state;
                 log.extend(step.answer);
+                if log.len() > MOST_ACCESSES {
+                    machine.broken = Some(BOUNDED);
+                }
                 let turned_on = machine.chip.power[target] != chip.power[target];
                 let accepted = accepted | turned_on;
                 machine.lent[target] |= turned_on && call == Call::Lend;

@@ -17,6 +17,8 @@ pub enum Defect {
     InvalidateFirst,
     /// Only the TLB of the core that moves is.
     Broadcast,
+    /// They are again and again.
+    InvalidateOften,
     /// Caches are not flushed.
     Flush,
     /// They are for the first range of a list only.
@@ -47,6 +49,9 @@ impl Defect {
         Self::NoAccess,
         Self::LostWrite,
     ];
+
+    /// That of time.
+    pub const LONG: [Self; 1] = [Self::InvalidateOften];
 
     /// Those that show beside TF-A's own library.
     pub const BESIDE_LIBRARY: [Self; 5] =
@@ -113,6 +118,10 @@ impl Tables for Defective<'_, '_> {
             Defect::Invalidate => {}
             Defect::LibraryInvalidate if self.library => {}
             Defect::InvalidateFirst => self.recorder.invalidate(stale.take(1)),
+            Defect::InvalidateOften => {
+                let stale: Vec<Range> = stale.collect();
+                (0..16).for_each(|_| self.recorder.invalidate(stale.iter().copied()));
+            }
             Defect::Broadcast => self.recorder.invalidate_locally(stale),
             _ => self.recorder.invalidate(stale),
         }

@@ -65,6 +65,8 @@ pub mod rule {
     pub const KEPT: &str = "what a partition wrote stays (2)";
     /// Rule 3.
     pub const SCRUBBED: &str = "nothing secret is read by the normal world (3)";
+    /// Rule 4, for what others can observe of a call.
+    pub const BOUNDED: &str = "no call has more effects than its pieces need (4)";
     /// Rule 5.
     pub const STATUS: &str = "every call has its status (5)";
     /// Rule 6.

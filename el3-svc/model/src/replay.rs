@@ -6,7 +6,7 @@
 
 use crate::{
     defect::{Defect, Defective},
-    explore::rule::LOCKED,
+    explore::rule::{BOUNDED, LOCKED},
     library,
     machine::{BANK, ENTRIES, GRANULE, GRANULES, Machine, entry_index, is_watched, layout, read},
 };
@@ -45,6 +45,10 @@ impl Request {
         self.order.into_iter().take(usize::from(self.count)).map(usize::from)
     }
 }
+
+/// Most effects of a call: it takes and releases the lock, writes each of the two entries that the model watches at most four times (shatter, take,
+/// give, fuse), and invalidates each of two pieces at most twice and flushes it once. To wait for the lock is no effect.
+const MOST_EFFECTS: u16 = 2 + 2 * 4 + 2 * 3;
 
 /// How far a core is in a call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -287,6 +291,9 @@ pub fn step(machine: &mut Machine, core: usize, defect: Defect) -> Option<Next> 
         }
     }
     progress.effects += 1;
+    if progress.effects > MOST_EFFECTS {
+        machine.broken = Some(BOUNDED);
+    }
     machine.cores[core].call = Some(progress);
     Some(Next::Effect(effect))
 }

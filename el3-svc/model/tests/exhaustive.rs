@@ -42,6 +42,11 @@ fn each_defect_is_noticed() {
 }
 
 #[test]
+fn a_call_that_takes_too_long_is_noticed() {
+    notice(&Defect::LONG, false, false);
+}
+
+#[test]
 fn each_defect_is_noticed_beside_the_library() {
     notice(&Defect::BESIDE_LIBRARY, false, true);
 }
