@@ -2,7 +2,10 @@
 
 use arm_ffa::FuncId;
 use core::arch::{asm, global_asm};
-use flexserve_abi::probe::{SECURE_CALLER, SECURE_REGISTERS, SecureOp};
+use flexserve_abi::{
+    el3::fid,
+    probe::{SECURE_CALLER, SECURE_REGISTERS, SecureOp},
+};
 use smccc::smc64;
 
 type Registers = [u64; 18];
@@ -53,7 +56,16 @@ fn serve() -> ! {
     let mut kept = [0; SECURE_REGISTERS];
     let mut call = smc(FuncId::MsgWait32, &[]);
     loop {
+        if call[0] == fid::CORE_LEND.into() {
+            call = hand_back();
+            continue;
+        }
         call = match FuncId::try_from(call[0] as u32) {
+            // A recall's interrupt that was slower than the recall: the core has left without it.
+            Ok(FuncId::Interrupt32) => {
+                acknowledge();
+                smc(FuncId::NormalWorldResume32, &[])
+            }
             Ok(FuncId::MsgSendDirectReq64) => {
                 let results = act(&call, &mut kept);
                 let swapped = call[1] << 16 & 0xffff_0000 | call[1] >> 16 & 0xffff;
@@ -71,6 +83,33 @@ fn serve() -> ! {
             }
             _ => smc(FuncId::Error32, &[0, NOT_SUPPORTED & 0xffff_ffff]),
         };
+    }
+}
+
+/// This core is lent: asks for leave at once, which is denied, and again after each interrupt, until the core is recalled. Answers the
+/// next message to this core, which comes when the normal world has it again.
+fn hand_back() -> Registers {
+    loop {
+        let answer = smc64(fid::CORE_RETURN, [0; 17]);
+        if answer[0].cast_signed() >= 0 {
+            return answer;
+        }
+        // SAFETY: a hint. An interrupt that has come since the call is pending, and ends it at once.
+        unsafe { asm!("wfi", options(nomem, nostack, preserves_flags)) };
+        acknowledge();
+    }
+}
+
+/// Takes and ends the Secure world's interrupt, of which there is one kind (ICC_IAR1_EL1, ICC_EOIR1_EL1: Arm IHI 0069).
+fn acknowledge() {
+    const FIRST_SPECIAL: u64 = 1020;
+    // SAFETY: registers of this core's own interrupt interface.
+    unsafe {
+        let interrupt: u64;
+        asm!("mrs {}, S3_0_C12_C12_0", "dsb sy", out(reg) interrupt, options(nostack, preserves_flags));
+        if interrupt & 0xff_ffff < FIRST_SPECIAL {
+            asm!("msr S3_0_C12_C12_1, {}", in(reg) interrupt, options(nostack, preserves_flags));
+        }
     }
 }
 

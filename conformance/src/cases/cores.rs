@@ -25,10 +25,10 @@ const NOT_SUPPORTED: i64 = Status::NotSupported as i64;
 /// `AFFINITY_INFO` of a core that is on.
 const ON: i64 = 0;
 /// The core that the cases lend.
-const CORE: usize = 1;
+pub const CORE: usize = 1;
 
 /// Affinities that no core has.
-const NOBODY: [(&str, u64); 4] = [
+pub const NOBODY: [(&str, u64); 4] = [
     ("a core that does not exist", NO_CORE),
     ("a core that PSCI's port may know and the machine lacks", 7),
     ("a core with bit 31 of its MPIDR", 1 << 31 | CORE as u64),
@@ -204,7 +204,8 @@ fn moves(cases: &mut Cases) {
     cases.add("cores", "of two cores that lend the same one, one succeeds", RULE_5, |_| race());
 }
 
-fn provided() -> Verdict {
+/// Whether cores can be lent here at all.
+pub fn provided() -> Verdict {
     match call(fid::FEATURES, &[Feature::Cores as u64])[0].cast_signed() {
         ..=0 => Err(Failure::Missing("this port lends no cores".into())),
         _ if cores::count() < 2 => Err(Failure::Missing("the machine has one core".into())),
@@ -219,7 +220,7 @@ fn answers(function: u32, arguments: &[u64], expected: i64) -> Verdict {
     Ok(())
 }
 
-fn expect_state(core: usize, expected: CoreState) -> Verdict {
+pub fn expect_state(core: usize, expected: CoreState) -> Verdict {
     let answer = call(fid::CORE_STATE, &[core as u64]);
     ensure!(answer[..2] == [0, expected as u64], "core {core}'s state is {:x?}", &answer[..2]);
     Ok(())

@@ -11,6 +11,7 @@ mod realm;
 pub mod recall;
 mod registers;
 mod secure;
+mod secure_calls;
 mod slices;
 mod smccc;
 
@@ -21,6 +22,7 @@ pub fn all(bench: &Bench) -> Cases {
     let mut cases = Cases::default();
     if bench.has_proxy() {
         secure::cases(&mut cases);
+        secure_calls::cases(&mut cases);
         return cases;
     }
     smccc::cases(&mut cases);

@@ -3,12 +3,14 @@
 use alloc::format;
 
 use flexserve_abi::{
-    el3::{self, Counter, Feature, Gpi, Status, fid},
+    el3::{self, CoreState, Counter, Feature, Gpi, Status, fid},
     probe::RealmOp,
 };
 use flexserve_client::ffa::Function;
+use flexserve_normal_runtime::cores;
 use flexserve_platform::LENDABLE;
 
+use super::cores::{CORE, expect_state, provided};
 use super::ffa::{refused, without_buffers};
 use super::ownership::{comes_back_zero, while_lent};
 use crate::{
@@ -17,6 +19,7 @@ use crate::{
 };
 
 const ABI: &str = "docs/abi.md, EL3 service";
+const CORES: &str = "docs/abi.md, Cores";
 const NOT_SUPPORTED: i64 = Status::NotSupported as i64;
 /// `RMI_GRANULE_DELEGATE` and `_UNDELEGATE` (Arm DEN0137): the normal world gives a granule to the Realm world and takes it back.
 const RMI_GRANULE_DELEGATE: u32 = 0xc400_0151;
@@ -41,6 +44,12 @@ pub fn cases(cases: &mut Cases) {
         ("STATS of an unknown index", fid::STATS, u64::MAX, Status::InvalidParameters as i64),
         ("GRANULE_GET of a granule of the normal world", fid::GRANULE_GET, LENDABLE[0].base, NOT_SUPPORTED),
         ("GRANULE_GET of an odd address", fid::GRANULE_GET, 1, NOT_SUPPORTED),
+        ("CORE_LEND of 2^64 - 1", fid::CORE_LEND, u64::MAX, NOT_SUPPORTED),
+        ("CORE_RECALL of a core that is on", fid::CORE_RECALL, 1, NOT_SUPPORTED),
+        ("CORE_RECALL of 2^64 - 1", fid::CORE_RECALL, u64::MAX, NOT_SUPPORTED),
+        ("CORE_STATE of a core that is on", fid::CORE_STATE, 1, NOT_SUPPORTED),
+        ("CORE_STATE of 2^64 - 1", fid::CORE_STATE, u64::MAX, NOT_SUPPORTED),
+        ("CORE_RETURN", fid::CORE_RETURN, 0, NOT_SUPPORTED),
         ("an undefined call", 0xc300_00ee, 0, NOT_SUPPORTED),
     ] {
         cases.add("realm", format!("{name} answers {expected} to the Realm world"), ABI, move |bench| {
@@ -49,6 +58,7 @@ pub fn cases(cases: &mut Cases) {
             Ok(())
         });
     }
+    cores(cases);
     for gpi in [Gpi::Secure, Gpi::NonSecure, Gpi::Realm, Gpi::Root] {
         cases.add(
             "realm",
@@ -124,6 +134,36 @@ pub fn cases(cases: &mut Cases) {
             verdict
         },
     );
+}
+
+/// Which cores the Secure world has is the normal world's to say.
+fn cores(cases: &mut Cases) {
+    cases.add("realm", "CORE_LEND of a core that is off is refused to the Realm world", CORES, |bench| {
+        provided()?;
+        bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;
+        cores::turn_off(CORE)?;
+        let [entry, stack] = [cores::entry(), cores::stack_top(CORE)];
+        let answer = realm_call(bench, fid::CORE_LEND, &[CORE as u64, entry, stack]);
+        if matches!(answer, Ok(0)) {
+            cores::take_back(CORE)?;
+        } else {
+            cores::turn_on(CORE, entry, stack)?;
+        }
+        let answer = answer?;
+        ensure!(answer == NOT_SUPPORTED, "it answers {answer}");
+        Ok(())
+    });
+    cases.add("realm", "CORE_RECALL of a lent core is refused to the Realm world", CORES, |bench| {
+        provided()?;
+        bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;
+        cores::lend(CORE)?;
+        let answer = realm_call(bench, fid::CORE_RECALL, &[CORE as u64]);
+        let state = expect_state(CORE, CoreState::Lent);
+        cores::take_back(CORE)?;
+        let answer = answer?;
+        ensure!(answer == NOT_SUPPORTED, "it answers {answer}");
+        state
+    });
 }
 
 fn closed(bench: &Bench, op: RealmOp, page: u64) -> Verdict {
