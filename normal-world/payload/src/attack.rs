@@ -4,6 +4,7 @@
 //! monitor; and a hostile secure partition. Each try is one record; whoever reads them fails the run if one did not end in a fault or a refusal.
 
 use alloc::{borrow::ToOwned, format, string::String, vec::Vec};
+use core::ops::Range;
 
 use flexserve_abi::{
     GRANULE_SIZE,
@@ -42,35 +43,37 @@ const R_EL2: &str = "R-EL2";
 /// Name of the target that says there is a Realm world.
 const RMM: &str = "rmm";
 
-/// Tries everything.
+/// Tries everything, from every core: first from those that run, then from the `lent` ones too, which are taken back for it.
 ///
 /// # Errors
 ///
 /// An attacker could not be started. That an attack succeeds is no error here, its record says so.
-pub fn run(system: &mut System, session: &Session, targets: &[Target]) -> Result<(), String> {
+pub fn run(
+    system: &mut System,
+    session: &Session,
+    targets: &[Target],
+    lent: Range<usize>,
+) -> Result<(), String> {
     let mut places = lent_places(session);
     places.extend(targets.iter().map(|target| (target.name.clone(), target.base)));
-    let backend = el3::feature(system.ffa.conduit(), Feature::Backend);
-    for core in cores::online() {
-        by_access(core, &places, backend)?;
-        by_hypervisor_call(core)?;
-    }
-    by_call(system, session, targets);
-    if targets.iter().any(|target| target.name == RMM) {
-        for core in cores::online() {
-            by_realm(core, &places, backend)?;
-        }
-    }
-    // Its own image is the one place that the hostile partition may reach.
-    places.retain(|(name, _)| name != "hostile_partition");
     let hostile = system
         .ffa
         .find_partition(PROBE_SERVICE)
         .map_err(|e| format!("looking for the hostile partition, which --attack loads: {e}"))?;
-    for core in cores::online() {
-        by_partition(core, hostile, &places)?;
-    }
-    by_calls_of_partition(hostile, session)
+    let backend = el3::feature(system.ffa.conduit(), Feature::Backend);
+    let from_core = |core| {
+        by_access(core, &places, backend)?;
+        by_hypervisor_call(core)?;
+        if places.iter().any(|(name, _)| name == RMM) {
+            by_realm(core, &places, backend)?;
+        }
+        by_partition(core, hostile, &places)
+    };
+    cores::online().try_for_each(from_core)?;
+    by_call(system, session, targets);
+    by_calls_of_partition(hostile, session)?;
+    lent.clone().try_for_each(cores::take_back)?;
+    lent.into_iter().try_for_each(from_core)
 }
 
 /// Calls from another core.
@@ -226,7 +229,8 @@ fn map_buffer_over(system: &mut System, page: u64) -> bool {
 
 /// Accesses of the hostile secure partition, which runs on the core that asks it.
 fn by_partition(core: usize, hostile: EndpointId, places: &[(String, u64)]) -> Result<(), String> {
-    for (name, address) in places {
+    // Its own image is the one place that it may reach.
+    for (name, address) in places.iter().filter(|(name, _)| name != "hostile_partition") {
         for (op, what) in [(Op::Read, "read"), (Op::Write, "write"), (Op::Execute, "execute")] {
             let refused = send(core, hostile, op, *address)? == Outcome::Aborted;
             record::emit(&Record::Attack(Attack {

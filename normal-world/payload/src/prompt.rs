@@ -143,9 +143,12 @@ pub fn run(job: &Job) -> Result<(), String> {
     session.load(&mut system, &mut model)?;
     let workers = lend_cores(&mut system, job)?;
     let figures = answer(&mut system, &session, &mut ring, job, STREAM, |system, session| {
-        if job.attack { attack::run(system, session, &job.targets) } else { Ok(()) }
+        if job.attack { attack::run(system, session, &job.targets, workers.clone()) } else { Ok(()) }
     })?;
-    workers.clone().try_for_each(cores::take_back)?;
+    // Those that attacked are back already.
+    if !job.attack {
+        workers.clone().try_for_each(cores::take_back)?;
+    }
     let granules_lent = session.granules_lent;
     let returned = session.close(&mut system)?;
     record::emit(&Record::Done(Done {

@@ -1,7 +1,7 @@
 //! Lending and taking back.
 
-use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use alloc::{format, string::String, vec::Vec};
+use core::sync::atomic::Ordering;
 
 use flexserve_abi::{
     GRANULE_SIZE,
@@ -13,9 +13,8 @@ use flexserve_client::{
     ffa::{self, Code, Error, Function, Region, Transfer},
 };
 use flexserve_platform::{DRAM, EL3, LLM_PARTITION, RMM, SPMC, STAGE2_TABLES, UART_BASE};
-use spin::Mutex;
 
-use super::{Bench, ensure};
+use super::{Bench, ensure, others::Others};
 use crate::{
     cores, exceptions,
     system::{Lent, System, page_mut},
@@ -152,44 +151,35 @@ pub fn lent_granules_fault_on_this_core(bench: &mut Bench) -> Result<(), String>
     Ok(())
 }
 
-/// A core that reads a page in a loop, its translation cached, faults from the moment that another core's lend returns.
+/// Every other core, which reads a page in a loop, its translation cached, faults from the moment that this core's lend returns.
 pub fn lent_granules_fault_on_other_cores(bench: &mut Bench) -> Result<(), String> {
-    ensure!(cores::count() > 1, "this test needs two cores: --smp 2");
     let backend = backend(&mut bench.system);
     let pages = patterned(&mut bench.system, 1)?;
     let page = pages[0];
-    let reads = Arc::new(AtomicU64::new(0));
-    let lent = Arc::new(AtomicBool::new(false));
-    let outcome = Arc::new(Mutex::new(None));
-    let (its_reads, its_lent, its_outcome) = (reads.clone(), lent.clone(), outcome.clone());
-    cores::begin(
-        1,
-        Box::new(move || {
-            let result = loop {
-                let too_late = its_lent.load(Ordering::SeqCst);
-                match exceptions::read(page) {
-                    Ok(_) if too_late => {
-                        break Err(String::from("it reads the page after the lend has returned"));
-                    }
-                    Ok(_) => its_reads.fetch_add(1, Ordering::Relaxed),
-                    Err(fault) => break Ok(fault),
-                };
-            };
-            *its_outcome.lock() = Some(result);
-        }),
-    )?;
-    while reads.load(Ordering::Relaxed) < 10_000 {
-        core::hint::spin_loop();
+    let others = Others::begin(move |shared| {
+        loop {
+            let too_late = shared.step.load(Ordering::SeqCst) != 0;
+            match exceptions::read(page) {
+                Ok(_) if too_late => return None,
+                Ok(_) => shared.count(),
+                Err(fault) => return Some(fault),
+            }
+        }
+    })?;
+    others.await_rounds(10_000);
+    let lent = lend(&mut bench.system, pages);
+    others.shared().step.store(1, Ordering::SeqCst);
+    let outcomes = others.end();
+    let lent = lent?;
+    for (core, fault) in &outcomes {
+        let stopped = fault.is_some_and(|fault| fault.is_stopped_by(backend));
+        ensure!(stopped, "core {core} reads the page after the lend, or takes another fault: {fault:x?}");
     }
-    let handle = lend(&mut bench.system, pages);
-    lent.store(true, Ordering::SeqCst);
-    cores::wait(1);
-    let handle = handle?;
-    let fault = outcome.lock().take().ok_or("the other core answered nothing")??;
-    ensure!(fault.is_stopped_by(backend), "the other core took another fault: {fault}");
-    reclaim_zeroed(&mut bench.system, &handle)?;
-    let again = cores::run(1, move || exceptions::read(page))?;
-    ensure!(again == Ok(0), "after it has come back, the other core reads {again:x?}");
+    reclaim_zeroed(&mut bench.system, &lent)?;
+    for (core, _) in outcomes {
+        let again = cores::run(core, move || exceptions::read(page))?;
+        ensure!(again == Ok(0), "after it has come back, core {core} reads {again:x?}");
+    }
     Ok(())
 }
 

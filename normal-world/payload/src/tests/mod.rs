@@ -8,11 +8,13 @@ mod inference;
 mod lent_cores;
 mod memory;
 mod messages;
+mod others;
 mod recall;
 mod robustness;
 mod setup;
 mod sharing;
 mod stage2;
+mod walks;
 
 use alloc::{borrow::ToOwned, string::String};
 
@@ -65,6 +67,8 @@ const TESTS: &[Test] = &[
         name: "memory/lent_granules_fault_on_other_cores",
         run: memory::lent_granules_fault_on_other_cores,
     },
+    // A core whose own translation table moves meanwhile reads the right data, or nothing.
+    Test { name: "memory/tables_move_under_walks", run: walks::tables_move_under_walks },
     // Under stage-2 tables: EL2, the tables and lent granules are out of reach of every access and walk, and counted; a core
     // that uses other granules of the same block notices nothing.
     Test { name: "stage2/el2_is_out_of_reach", run: stage2::el2_is_out_of_reach },
@@ -79,7 +83,6 @@ const TESTS: &[Test] = &[
         name: "stage2/walks_through_lent_granules_are_aborted",
         run: stage2::walks_through_lent_granules_are_aborted,
     },
-    Test { name: "stage2/walks_while_the_table_moves", run: stage2::walks_while_the_table_moves },
     Test {
         name: "stage2/cores_that_come_back_are_under_the_tables",
         run: stage2::cores_that_come_back_are_under_the_tables,

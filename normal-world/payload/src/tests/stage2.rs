@@ -1,9 +1,9 @@
 //! The normal world under stage-2 tables that EL3 owns: what it must not reach, and what it must not notice.
 
-use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use core::{
     arch::{asm, global_asm},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::Ordering,
 };
 
 use flexserve_abi::{
@@ -17,12 +17,11 @@ use flexserve_client::{
 };
 use flexserve_platform::{PAYLOAD_BASE, STAGE2_TABLES};
 
-use super::{Bench, ensure};
+use super::{Bench, ensure, others::Others};
 use crate::{
     cores,
     exceptions::{self, Fault},
     system::{Lent, System, leak_pages},
-    timer,
 };
 
 global_asm!(
@@ -147,7 +146,7 @@ pub fn tables_are_out_of_reach(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
-/// Each access to a lent granule ends in one external abort with the syndrome of its kind, and EL3 counts it.
+/// On every core, each access to a lent granule ends in one external abort with the syndrome of its kind, and EL3 counts it.
 pub fn every_access_is_aborted_and_counted(bench: &mut Bench) -> Result<(), String> {
     let system = &mut bench.system;
     // Of the pool: the heap is never executed, whoever has it.
@@ -155,66 +154,64 @@ pub fn every_access_is_aborted_and_counted(bench: &mut Bench) -> Result<(), Stri
     let page = pages[0];
     let handle = lend(system, &pages)?;
     let before = faults(system)?;
-    // SAFETY: the granule is lent: each faults.
-    let outcomes = unsafe {
-        [
-            ("read", exceptions::read(page).map(drop), 0x9600_0010),
-            ("write", exceptions::write(page, 1), 0x9600_0050),
-            ("branch", exceptions::execute(page), 0x8600_0010),
-            ("exclusive read", exceptions::guarded(|| probe_exclusive(page)), 0x9600_0010),
-            ("DC ZVA", exceptions::guarded(|| probe_zero(page)), 0x9600_0050),
-        ]
-    };
-    for (what, outcome, syndrome) in outcomes {
-        ensure!(outcome == Err(Fault { esr: syndrome, far: page }), "a {what}: {outcome:x?}");
+    for core in 0..cores::count() {
+        // SAFETY: the granule is lent: each faults.
+        let outcomes = cores::run(core, move || unsafe {
+            [
+                ("read", exceptions::read(page).map(drop), 0x9600_0010),
+                ("write", exceptions::write(page, 1), 0x9600_0050),
+                ("branch", exceptions::execute(page), 0x8600_0010),
+                ("exclusive read", exceptions::guarded(|| probe_exclusive(page)), 0x9600_0010),
+                ("DC ZVA", exceptions::guarded(|| probe_zero(page)), 0x9600_0050),
+            ]
+        })?;
+        for (what, outcome, syndrome) in outcomes {
+            let expected = Err(Fault { esr: syndrome, far: page });
+            ensure!(outcome == expected, "a {what} on core {core}: {outcome:x?}");
+        }
     }
-    let counted = faults(system)? - before;
-    ensure!(counted == 5, "EL3 has counted {counted} of 5 faults");
+    let (counted, made) = (faults(system)? - before, 5 * cores::count() as u64);
+    ensure!(counted == made, "EL3 has counted {counted} of {made} faults");
     reclaim(system, handle)?;
-    exceptions::read(page).map_err(|fault| format!("after it has come back, it faults: {fault}"))?;
-    ensure!(faults(system)? == before + 5, "an access that passes is counted");
+    for core in 0..cores::count() {
+        let again = cores::run(core, move || exceptions::read(page))?;
+        again.map_err(|fault| format!("after it has come back, core {core} faults: {fault}"))?;
+    }
+    ensure!(faults(system)? == before + made, "an access that passes is counted");
     system.pages.release(&pages);
     Ok(())
 }
 
-/// While a granule of a 2 MB block goes and comes, splitting the block and making it again, another core goes on using the
-/// others: between the old and the new entry it faults, and notices nothing.
+/// While a granule of a 2 MB block goes and comes, splitting the block and making it again, the other cores go on using
+/// others of it: between the old and the new entry they fault, and notice nothing.
 pub fn neighbours_notice_nothing(bench: &mut Bench) -> Result<(), String> {
     const ROUNDS: usize = 300;
-    ensure!(cores::count() > 1, "this test needs two cores: --smp 2");
     let system = &mut bench.system;
-    let pages = leak_pages(2).as_ptr() as u64;
-    let (lent, kept) = (pages, pages + GRANULE_SIZE as u64);
-    let stop = Arc::new(AtomicBool::new(false));
-    let outcome = Arc::new(AtomicU64::new(0));
-    let (its_stop, its_outcome) = (stop.clone(), outcome.clone());
-    cores::begin(
-        1,
-        Box::new(move || {
-            let mut count = 0;
-            while !its_stop.load(Ordering::Relaxed) {
-                // SAFETY: this task's own page.
-                let wrote = unsafe { exceptions::write(kept, count + 1) };
-                if exceptions::read(kept) != Ok(count + 1) || wrote.is_err() {
-                    its_outcome.store(u64::MAX, Ordering::Relaxed);
-                    return;
-                }
-                count += 1;
+    let lent = leak_pages(1 + cores::MAX_CORES).as_ptr() as u64;
+    let others = Others::begin(move |shared| {
+        let kept = lent + (1 + cores::current()) as u64 * GRANULE_SIZE as u64;
+        let mut count = 0;
+        while !shared.stop.load(Ordering::Relaxed) {
+            // SAFETY: this task's own page.
+            let wrote = unsafe { exceptions::write(kept, count + 1) };
+            if exceptions::read(kept) != Ok(count + 1) || wrote.is_err() {
+                return None;
             }
-            its_outcome.store(count, Ordering::Relaxed);
-        }),
-    )?;
+            count += 1;
+        }
+        Some(count)
+    })?;
     let before = faults(system)?;
     let result = (0..ROUNDS).try_for_each(|_| {
         let handle = lend(system, &[lent])?;
         reclaim(system, handle)
     });
-    stop.store(true, Ordering::Relaxed);
-    cores::wait(1);
+    let rounds = others.end();
     result?;
-    let rounds = outcome.load(Ordering::Relaxed);
-    ensure!(rounds != u64::MAX, "the other core lost its page for a moment");
-    ensure!(rounds > 0, "the other core did nothing meanwhile");
+    for (core, rounds) in rounds {
+        let rounds = rounds.ok_or_else(|| format!("core {core} lost its page for a moment"))?;
+        ensure!(rounds > 0, "core {core} did nothing meanwhile");
+    }
     ensure!(faults(system)? == before, "{} faults were counted", faults(system)? - before);
     Ok(())
 }
@@ -296,73 +293,29 @@ pub fn walks_through_lent_granules_are_aborted(bench: &mut Bench) -> Result<(), 
     Ok(())
 }
 
-/// A core walks a translation table again and again while the granule that holds it is lent and comes back: each walk finds
-/// the table as it was, or zeroes, or is aborted.
-pub fn walks_while_the_table_moves(bench: &mut Bench) -> Result<(), String> {
-    const ROUNDS: usize = 200;
-    ensure!(cores::count() > 1, "this test needs two cores: --smp 2");
-    let system = &mut bench.system;
-    let walked = Walked::new(leak_pages(1).as_ptr() as u64);
-    let image = exceptions::read(PAYLOAD_BASE).map_err(|fault| format!("reading the image: {fault}"))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let seen: Arc<[AtomicU64; 4]> = Arc::default();
-    let (its_stop, its_seen) = (stop.clone(), seen.clone());
-    cores::begin(
-        1,
-        Box::new(move || {
-            while !its_stop.load(Ordering::Relaxed) {
-                // SAFETY: dropping cached translations is always correct.
-                unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
-                let kind = match exceptions::read(WINDOW) {
-                    Ok(value) if value == image => 0,
-                    Err(fault) if status(fault) == EXTERNAL_ABORT_ON_WALK => 1,
-                    Err(fault) if status(fault) == TRANSLATION_FAULT_LEVEL2 => 2,
-                    _ => 3,
-                };
-                its_seen[kind].fetch_add(1, Ordering::Relaxed);
-            }
-        }),
-    )?;
-    let aborted = || seen[1].load(Ordering::Relaxed);
-    let result = (0..ROUNDS).try_for_each(|round| {
-        walked.fill();
-        let handle = lend(system, &[walked.page])?;
-        // Now and then the table is away for long enough that a walk must meet it; mostly it is not.
-        let (before, patience) = (aborted(), timer::now_ns() + 1_000_000_000);
-        while round % 16 == 0 && aborted() == before && timer::now_ns() < patience {
-            core::hint::spin_loop();
-        }
-        reclaim(system, handle)
-    });
-    stop.store(true, Ordering::Relaxed);
-    cores::wait(1);
-    result?;
-    let [passed, aborted, zero, other] = seen.each_ref().map(|count| count.load(Ordering::Relaxed));
-    ensure!(other == 0, "{other} walks found something else");
-    ensure!(passed > 0 && aborted > 0, "{passed} passed, {aborted} aborted, {zero} found zeroes");
-    Ok(())
-}
-
-/// A core that PSCI turns off and on again, and one that comes back from the secure world, runs at EL1 under the same tables.
+/// Each other core, when PSCI has turned it off and on again, and when it has come back from the secure world, runs at EL1 under the
+/// same tables.
 pub fn cores_that_come_back_are_under_the_tables(bench: &mut Bench) -> Result<(), String> {
     ensure!(cores::count() > 1, "this test needs two cores: --smp 2");
     let system = &mut bench.system;
     let page = leak_pages(1).as_ptr() as u64;
     let handle = lend(system, &[page])?;
-    let stopped = |how: &str| {
-        let (level, read) = cores::run(1, move || (exceptions::level(), exceptions::read(page)))?;
-        ensure!(level == 1, "{how}, it runs at EL{level}");
+    let stopped = |core: usize, how: &str| {
+        let (level, read) = cores::run(core, move || (exceptions::level(), exceptions::read(page)))?;
+        ensure!(level == 1, "{how}, core {core} runs at EL{level}");
         let stopped = read.is_err_and(|f| f.is_abort() && status(f) == EXTERNAL_ABORT);
-        ensure!(stopped, "{how}, it reads a lent granule: {read:x?}");
+        ensure!(stopped, "{how}, core {core} reads a lent granule: {read:x?}");
         Ok(())
     };
-    stopped("at first")?;
-    cores::turn_off(1)?;
-    cores::turn_on(1, cores::entry(), cores::stack_top(1))?;
-    stopped("off and on")?;
-    cores::lend(1)?;
-    cores::take_back(1)?;
-    stopped("lent and back")?;
+    for core in 1..cores::count() {
+        stopped(core, "at first")?;
+        cores::turn_off(core)?;
+        cores::turn_on(core, cores::entry(), cores::stack_top(core))?;
+        stopped(core, "off and on")?;
+        cores::lend(core)?;
+        cores::take_back(core)?;
+        stopped(core, "lent and back")?;
+    }
     reclaim(system, handle)
 }
 
