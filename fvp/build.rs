@@ -4,6 +4,8 @@ use std::{env, fmt::Write as _, fs, path::PathBuf};
 
 /// Regions that some platforms lack: `Option<Region>`.
 const OPTIONAL_REGIONS: [&str; 3] = ["rmm", "spmc_manifest_source", "stage2_tables"];
+/// Fields of tables that some platforms lack: `Option<u64>`.
+const OPTIONAL_FIELDS: [(&str, &str); 1] = [("fw_cfg", "base")];
 /// Lists of regions that are empty where the platform says nothing.
 const OPTIONAL_LISTS: [&str; 1] = ["ns_devices"];
 
@@ -48,13 +50,13 @@ fn main() {
                 for (field, value) in fields {
                     let value =
                         value.as_integer().unwrap_or_else(|| panic!("{key}.{field} is not an integer"));
-                    constant(
-                        &mut out,
-                        &format!("{key}.{field}"),
-                        &format!("{name}_{}", field.to_uppercase()),
-                        "u64",
-                        &value.to_string(),
-                    );
+                    let (kind, value) = if OPTIONAL_FIELDS.contains(&(key.as_str(), field.as_str())) {
+                        ("Option<u64>", format!("Some({value})"))
+                    } else {
+                        ("u64", value.to_string())
+                    };
+                    let name = format!("{name}_{}", field.to_uppercase());
+                    constant(&mut out, &format!("{key}.{field}"), &name, kind, &value);
                 }
             }
             other => panic!("{key}: no constant is made of {other}"),
@@ -62,6 +64,10 @@ fn main() {
     }
     for key in OPTIONAL_REGIONS.iter().filter(|key| !facts.contains_key(**key)) {
         constant(&mut out, key, &key.to_uppercase(), "Option<Region>", "None");
+    }
+    for (key, field) in OPTIONAL_FIELDS.iter().filter(|(key, _)| !facts.contains_key(*key)) {
+        let name = format!("{key}_{field}").to_uppercase();
+        constant(&mut out, &format!("{key}.{field}"), &name, "Option<u64>", "None");
     }
     for key in OPTIONAL_LISTS.iter().filter(|key| !facts.contains_key(**key)) {
         constant(&mut out, key, &key.to_uppercase(), "&[Region]", "&[]");

@@ -30,6 +30,10 @@ prepare:
 2:  msr     vbar_el2, x1
 3:  isb
     mrs     x0, mpidr_el1
+    tbz     x0, #24, 4f
+    lsr     x0, x0, #8              // MT: level 0 numbers threads
+4:  ubfx    x1, x0, #8, #8
+    add     x0, x0, x1, lsl #2      // clusters of four
     and     x0, x0, #7
     adrp    x1, __stack_end
     add     x1, x1, :lo12:__stack_end

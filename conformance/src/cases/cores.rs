@@ -52,6 +52,7 @@ pub fn cases(cases: &mut Cases) {
     {
         for (whom, mpidr) in NOBODY {
             cases.add("cores", format!("{name} of {whom} is INVALID_PARAMETERS"), RULE_5, move |_| {
+                lacks(mpidr)?;
                 answers(function, &[mpidr, cores::entry(), 0], INVALID)
             });
         }
@@ -61,13 +62,13 @@ pub fn cases(cases: &mut Cases) {
             "cores",
             format!("CORE_LEND with an entry point {what} is INVALID_PARAMETERS"),
             RULE_5,
-            move |_| answers(fid::CORE_LEND, &[CORE as u64, entry, 0], INVALID),
+            move |_| answers(fid::CORE_LEND, &[cores::mpidr(CORE), entry, 0], INVALID),
         );
     }
     cases.add("cores", "CORE_LEND with an entry point in a lent page is INVALID_PARAMETERS", ABI, |bench| {
         let pages = bench.patterned(1)?;
         let handle = bench.lend(&pages)?;
-        let verdict = answers(fid::CORE_LEND, &[CORE as u64, pages[0], 0], INVALID);
+        let verdict = answers(fid::CORE_LEND, &[cores::mpidr(CORE), pages[0], 0], INVALID);
         bench.reclaim(handle)?;
         verdict
     });
@@ -78,8 +79,9 @@ pub fn cases(cases: &mut Cases) {
         ("CORE_RECALL of a core that was not lent is DENIED", fid::CORE_RECALL, CORE, DENIED),
         ("CORE_RETURN is not for the normal world", fid::CORE_RETURN, CORE, NOT_SUPPORTED),
     ] {
-        cases
-            .add("cores", what, ABI, move |_| answers(function, &[core as u64, cores::entry(), 0], expected));
+        cases.add("cores", what, ABI, move |_| {
+            answers(function, &[cores::mpidr(core), cores::entry(), 0], expected)
+        });
     }
     for (what, core) in [("the calling core", 0), ("another core that is on", CORE)] {
         cases.add("cores", format!("CORE_STATE of {what} is OWNED"), ABI, move |_| {
@@ -109,12 +111,13 @@ fn lent(cases: &mut Cases) {
         Ok(())
     });
     add("CPU_ON of a lent core is ALREADY_ON", ABI, |_| {
-        let answer = call(CPU_ON, &[CORE as u64, cores::entry(), cores::stack_top(CORE)])[0] as u32 as i32;
+        let answer =
+            call(CPU_ON, &[cores::mpidr(CORE), cores::entry(), cores::stack_top(CORE)])[0] as u32 as i32;
         ensure!(answer == ALREADY_ON, "it answers {answer}");
         Ok(())
     });
     add("a lent core cannot be lent again", ABI, |_| {
-        answers(fid::CORE_LEND, &[CORE as u64, cores::entry(), 0], DENIED)
+        answers(fid::CORE_LEND, &[cores::mpidr(CORE), cores::entry(), 0], DENIED)
     });
     add("while a core is lent, memory is lent and out of reach as ever", "DESIGN rule 2", |bench| {
         let pages = bench.patterned(1)?;
@@ -134,7 +137,7 @@ fn lent(cases: &mut Cases) {
     });
     add("garbage to CORE_* leaves a lent core where it is", RULE_5, |_| {
         for function in [fid::CORE_LEND, fid::CORE_STATE, fid::CORE_RETURN] {
-            for garbage in [u64::MAX, 1 << 63 | CORE as u64, NO_CORE | CORE as u64] {
+            for garbage in [u64::MAX, 1 << 63 | cores::mpidr(CORE), NO_CORE | cores::mpidr(CORE)] {
                 call(function, &[garbage; 17]);
             }
         }
@@ -148,7 +151,7 @@ fn moves(cases: &mut Cases) {
         provided()?;
         cores::turn_off(CORE)?;
         let verdict = expect_state(CORE, CoreState::Owned)
-            .and_then(|()| answers(fid::CORE_RECALL, &[CORE as u64], DENIED));
+            .and_then(|()| answers(fid::CORE_RECALL, &[cores::mpidr(CORE)], DENIED));
         cores::turn_on(CORE, cores::entry(), cores::stack_top(CORE))?;
         verdict
     });
@@ -213,6 +216,15 @@ pub fn provided() -> Verdict {
     }
 }
 
+/// Whether this machine lacks a core of this name, as others do.
+pub fn lacks(mpidr: u64) -> Verdict {
+    if cores::exists(mpidr) {
+        Err(Failure::Missing(format!("this machine has core {mpidr:#x}")))
+    } else {
+        Ok(())
+    }
+}
+
 fn answers(function: u32, arguments: &[u64], expected: i64) -> Verdict {
     provided()?;
     let found = status(&call(function, arguments));
@@ -221,7 +233,7 @@ fn answers(function: u32, arguments: &[u64], expected: i64) -> Verdict {
 }
 
 pub fn expect_state(core: usize, expected: CoreState) -> Verdict {
-    let answer = call(fid::CORE_STATE, &[core as u64]);
+    let answer = call(fid::CORE_STATE, &[cores::mpidr(core)]);
     ensure!(answer[..2] == [0, expected as u64], "core {core}'s state is {:x?}", &answer[..2]);
     Ok(())
 }
@@ -234,7 +246,8 @@ fn race() -> Verdict {
     }
     for _ in 0..20 {
         cores::turn_off(CORE)?;
-        let lend = || status(&call(fid::CORE_LEND, &[CORE as u64, cores::entry(), cores::stack_top(CORE)]));
+        let lend =
+            || status(&call(fid::CORE_LEND, &[cores::mpidr(CORE), cores::entry(), cores::stack_top(CORE)]));
         let (go, theirs) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(1)));
         let (its_go, its_answer) = (go.clone(), theirs.clone());
         begin(2, move || {
@@ -247,7 +260,7 @@ fn race() -> Verdict {
         let ours = lend();
         cores::wait(2);
         let theirs = theirs.load(SeqCst);
-        while call(fid::CORE_STATE, &[CORE as u64])[1] == CoreState::Lending as u64 {
+        while call(fid::CORE_STATE, &[cores::mpidr(CORE)])[1] == CoreState::Lending as u64 {
             core::hint::spin_loop();
         }
         cores::take_back(CORE)?;

@@ -3,7 +3,9 @@
 use alloc::{format, string::String};
 use core::arch::{asm, global_asm};
 
+use flexserve_abi::el3::AFFINITY;
 use flexserve_normal_runtime::cores;
+use flexserve_platform::PAYLOAD_BASE;
 
 use crate::{
     bench::{call, other_core},
@@ -41,19 +43,16 @@ const TABLE: &[(&str, &str, u32, &[u64], i32)] = &[
         "CPU_ON of a core that does not exist is INVALID_PARAMETERS",
         "DEN0022 5.4",
         CPU_ON,
-        &[NO_CORE, 0x6000_0000, 0],
+        &[NO_CORE, PAYLOAD_BASE, 0],
         INVALID_PARAMETERS,
     ),
     (
         "the SMC32 form of CPU_ON checks its core alike",
         "DEN0022 5.4",
         CPU_ON_32,
-        &[0x00ff_ff00, 0x6000_0000, 0],
+        &[0x00ff_ff00, PAYLOAD_BASE, 0],
         INVALID_PARAMETERS,
     ),
-    ("CPU_ON of the core that calls is ALREADY_ON", "DEN0022 5.4", CPU_ON, &[0, 0x6000_0000, 0], ALREADY_ON),
-    ("AFFINITY_INFO of the core that calls is ON", "DEN0022 5.7", AFFINITY_INFO, &[0, 0], ON),
-    ("AFFINITY_INFO by its SMC32 form is ON", "DEN0022 5.7", AFFINITY_INFO_32, &[0, 0], ON),
     (
         "AFFINITY_INFO of a core that does not exist is INVALID_PARAMETERS",
         "DEN0022 5.7",
@@ -86,7 +85,7 @@ const TABLE: &[(&str, &str, u32, &[u64], i32)] = &[
         "CPU_SUSPEND to a state that does not exist is INVALID_PARAMETERS",
         "DEN0022 5.1",
         CPU_SUSPEND,
-        &[0x00ff_ff33, 0x6000_0000, 0],
+        &[0x00ff_ff33, PAYLOAD_BASE, 0],
         INVALID_PARAMETERS,
     ),
 ];
@@ -115,6 +114,18 @@ pub fn cases(cases: &mut Cases) {
             Ok(())
         });
     }
+    for (name, rule, function, expected) in [
+        ("CPU_ON of the core that calls is ALREADY_ON", "DEN0022 5.4", CPU_ON, ALREADY_ON),
+        ("AFFINITY_INFO of the core that calls is ON", "DEN0022 5.7", AFFINITY_INFO, ON),
+        ("AFFINITY_INFO by its SMC32 form is ON", "DEN0022 5.7", AFFINITY_INFO_32, ON),
+    ] {
+        cases.add("psci", name, rule, move |_| {
+            let entry = if function == CPU_ON { cores::entry() } else { 0 };
+            let found = answer(function, &[cores::mpidr(0), entry, 0]);
+            ensure!(found == expected, "it answers {found}");
+            Ok(())
+        });
+    }
     for &(name, rule, function, arguments, expected) in TABLE {
         cases.add("psci", name, rule, move |_| {
             let found = answer(function, arguments);
@@ -123,12 +134,12 @@ pub fn cases(cases: &mut Cases) {
         });
     }
     cases.add("psci", "CPU_ON of another core that runs is ALREADY_ON", "DEN0022 5.4", |_| {
-        let found = answer(CPU_ON, &[other_core()? as u64, 0x6000_0000, 0]);
+        let found = answer(CPU_ON, &[cores::mpidr(other_core()?), cores::entry(), 0]);
         ensure!(found == ALREADY_ON, "it answers {found}");
         Ok(())
     });
     cases.add("psci", "AFFINITY_INFO of another core that runs is ON", "DEN0022 5.7", |_| {
-        let found = answer(AFFINITY_INFO, &[other_core()? as u64, 0]);
+        let found = answer(AFFINITY_INFO, &[cores::mpidr(other_core()?), 0]);
         ensure!(found == ON, "it answers {found}");
         Ok(())
     });
@@ -151,7 +162,7 @@ pub fn cases(cases: &mut Cases) {
             let core = other_core()?;
             cores::turn_off(core)?;
             cores::turn_on(core, cores::entry(), cores::stack_top(core))?;
-            let again = answer(CPU_ON, &[core as u64, cores::entry(), cores::stack_top(core)]);
+            let again = answer(CPU_ON, &[cores::mpidr(core), cores::entry(), cores::stack_top(core)]);
             ensure!(again == ALREADY_ON, "it answers {again}");
             Ok(())
         },
@@ -198,7 +209,7 @@ pub const STARTED_STATE: [(&str, Check); 6] = [
         Ok(())
     }),
     ("the MPIDR that it was turned on by", |started| {
-        ensure!(started.mpidr & 0xff_00ff_ffff == 1, "MPIDR = {:#x}", started.mpidr);
+        ensure!(started.mpidr & AFFINITY == cores::mpidr(1), "MPIDR = {:#x}", started.mpidr);
         Ok(())
     }),
 ];

@@ -45,9 +45,9 @@ pub fn cases(cases: &mut Cases) {
         ("GRANULE_GET of a granule of the normal world", fid::GRANULE_GET, LENDABLE[0].base, NOT_SUPPORTED),
         ("GRANULE_GET of an odd address", fid::GRANULE_GET, 1, NOT_SUPPORTED),
         ("CORE_LEND of 2^64 - 1", fid::CORE_LEND, u64::MAX, NOT_SUPPORTED),
-        ("CORE_RECALL of a core that is on", fid::CORE_RECALL, 1, NOT_SUPPORTED),
+        ("CORE_RECALL of the core that boots", fid::CORE_RECALL, cores::mpidr(0), NOT_SUPPORTED),
         ("CORE_RECALL of 2^64 - 1", fid::CORE_RECALL, u64::MAX, NOT_SUPPORTED),
-        ("CORE_STATE of a core that is on", fid::CORE_STATE, 1, NOT_SUPPORTED),
+        ("CORE_STATE of the core that boots", fid::CORE_STATE, cores::mpidr(0), NOT_SUPPORTED),
         ("CORE_STATE of 2^64 - 1", fid::CORE_STATE, u64::MAX, NOT_SUPPORTED),
         ("CORE_RETURN", fid::CORE_RETURN, 0, NOT_SUPPORTED),
         ("an undefined call", 0xc300_00ee, 0, NOT_SUPPORTED),
@@ -143,7 +143,7 @@ fn cores(cases: &mut Cases) {
         bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;
         cores::turn_off(CORE)?;
         let [entry, stack] = [cores::entry(), cores::stack_top(CORE)];
-        let answer = realm_call(bench, fid::CORE_LEND, &[CORE as u64, entry, stack]);
+        let answer = realm_call(bench, fid::CORE_LEND, &[cores::mpidr(CORE), entry, stack]);
         if matches!(answer, Ok(0)) {
             cores::take_back(CORE)?;
         } else {
@@ -157,7 +157,7 @@ fn cores(cases: &mut Cases) {
         provided()?;
         bench.realm(RealmOp::Read, &[LENDABLE[0].base])?;
         cores::lend(CORE)?;
-        let answer = realm_call(bench, fid::CORE_RECALL, &[CORE as u64]);
+        let answer = realm_call(bench, fid::CORE_RECALL, &[cores::mpidr(CORE)]);
         let state = expect_state(CORE, CoreState::Lent);
         cores::take_back(CORE)?;
         let answer = answer?;

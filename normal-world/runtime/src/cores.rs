@@ -3,10 +3,10 @@
 use alloc::{boxed::Box, format, string::String};
 use core::{
     arch::asm,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
-use flexserve_abi::el3::{CoreState, Status};
+use flexserve_abi::el3::{AFFINITY, CoreState, Status};
 use flexserve_client::el3;
 use smccc::{Smc, psci};
 use spin::Mutex;
@@ -29,6 +29,9 @@ struct Mailbox {
 static MAILBOXES: [Mailbox; MAX_CORES] =
     [const { Mailbox { task: Mutex::new(None), busy: AtomicBool::new(false) } }; MAX_CORES];
 
+/// Affinity fields of each core's MPIDR_EL1, of as many as [`find`] has found.
+static MPIDRS: [AtomicU64; MAX_CORES] = [const { AtomicU64::new(0) }; MAX_CORES];
+static FOUND: AtomicUsize = AtomicUsize::new(0);
 /// Cores that this program has started, the boot core included.
 static STARTED: AtomicUsize = AtomicUsize::new(1);
 /// Whether a core has come from its entry point since it was last turned on.
@@ -49,23 +52,48 @@ unsafe extern "C" {
     fn secondary_entry();
 }
 
-/// Index of this core: affinity level 0.
-pub fn current() -> usize {
-    let mpidr: usize;
+/// Affinity fields of this core's MPIDR_EL1.
+fn affinity() -> u64 {
+    let mpidr: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mrs {}, mpidr_el1", out(reg) mpidr, options(nomem, nostack, preserves_flags)) };
-    (mpidr & 0xff).min(MAX_CORES - 1)
+    mpidr & AFFINITY
 }
 
-/// Starts the other cores of a machine that has `cores`, as many as this program can use.
-///
-/// The number has to come from elsewhere: firmware may accept `CPU_ON` of a core that its port knows and the machine lacks.
+/// Numbers the machine's cores: this one is 0, the others follow in the order of the interrupt controller's redistributors, if PSCI
+/// says that they are off. PSCI alone does not do: firmware may know more cores than the machine has.
+pub fn find() {
+    let own = affinity();
+    let others = gic::affinities().filter(|&mpidr| mpidr != own && affinity_info_of(mpidr) == OFF);
+    for (mpidr, slot) in core::iter::once(own).chain(others).zip(&MPIDRS) {
+        slot.store(mpidr, Ordering::Relaxed);
+        FOUND.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// The name of a core in calls to the firmware.
+pub fn mpidr(core: usize) -> u64 {
+    MPIDRS[core].load(Ordering::Relaxed)
+}
+
+/// Whether the machine has a core of this name.
+pub fn exists(mpidr: u64) -> bool {
+    gic::affinities().any(|affinity| affinity == mpidr)
+}
+
+/// Number of this core; 0 before [`find`].
+pub fn current() -> usize {
+    let own = affinity();
+    (0..FOUND.load(Ordering::Acquire)).find(|&core| mpidr(core) == own).unwrap_or(0)
+}
+
+/// Starts the other cores, as many as this program can use.
 ///
 /// # Errors
 ///
 /// The firmware refuses to start one.
-pub fn start_all(cores: usize) -> Result<(), String> {
-    for core in 1..cores.min(MAX_CORES) {
+pub fn start_all() -> Result<(), String> {
+    for core in 1..FOUND.load(Ordering::Acquire) {
         turn_on(core, entry(), stack_top(core))?;
         STARTED.store(core + 1, Ordering::Release);
     }
@@ -91,7 +119,7 @@ pub fn stack_top(core: usize) -> u64 {
 pub fn turn_on(core: usize, entry: u64, context: u64) -> Result<(), String> {
     ARRIVED[core].store(false, Ordering::Release);
     MAILBOXES[core].busy.store(false, Ordering::Release);
-    psci::cpu_on::<Smc>(core as u64, entry, context).map_err(|e| format!("starting core {core}: {e}"))?;
+    psci::cpu_on::<Smc>(mpidr(core), entry, context).map_err(|e| format!("starting core {core}: {e}"))?;
     await_arrival(core);
     Ok(())
 }
@@ -128,9 +156,13 @@ pub fn turn_off(core: usize) -> Result<(), String> {
 
 /// `AFFINITY_INFO` of a core.
 pub fn affinity_info(core: usize) -> i64 {
+    affinity_info_of(mpidr(core))
+}
+
+fn affinity_info_of(mpidr: u64) -> i64 {
     const AFFINITY_INFO: u32 = 0xc400_0004;
     let mut arguments = [0; 17];
-    arguments[0] = core as u64;
+    arguments[0] = mpidr;
     smccc::smc64(AFFINITY_INFO, arguments)[0].cast_signed()
 }
 
@@ -162,12 +194,12 @@ pub fn lend(core: usize) -> Result<(), String> {
 /// EL3 refuses.
 pub fn lend_to_start_at(core: usize, entry: u64, context: u64) -> Result<(), String> {
     MAILBOXES[core].busy.store(false, Ordering::Release);
-    match el3::lend_core(&mut system::Smc, core as u64, entry, context) {
+    match el3::lend_core(&mut system::Smc, mpidr(core), entry, context) {
         Some(Status::Success) => {}
         other => return Err(format!("lending core {core}: {other:?}")),
     }
     loop {
-        match el3::core_state(&mut system::Smc, core as u64) {
+        match el3::core_state(&mut system::Smc, mpidr(core)) {
             Ok(CoreState::Lending) => core::hint::spin_loop(),
             Ok(CoreState::Lent) => return Ok(()),
             other => return Err(format!("core {core} was lent and is {other:?}")),
@@ -181,7 +213,7 @@ pub fn lend_to_start_at(core: usize, entry: u64, context: u64) -> Result<(), Str
 ///
 /// EL3 refuses.
 pub fn take_back(core: usize) -> Result<(), String> {
-    match el3::recall_core(&mut system::Smc, core as u64) {
+    match el3::recall_core(&mut system::Smc, mpidr(core)) {
         Some(Status::Success) => {}
         other => return Err(format!("recalling core {core}: {other:?}")),
     }

@@ -6,7 +6,7 @@
 //! - [`mmu`], [`heap`], [`system`]: memory, and what of it can be lent;
 //! - [`random`]: numbers that a seed repeats;
 //! - [`vectors`]: SIMD and SVE registers across a call;
-//! - [`fw_cfg`], [`record`]: the job from the host, and the answers to it.
+//! - [`fw_cfg`], [`record`]: the job from the host, if there is one, and the answers to it.
 //!
 //! A program calls [`machine::start`] from its `payload_main` and links with `image.ld`.
 #![no_std]

@@ -10,24 +10,28 @@ use crate::{cores, fw_cfg, gic, heap, mmu, record, timer};
 
 core::arch::global_asm!(include_str!("entry.S"));
 
-/// Sets the machine up, reads the job, starts all cores and runs `run`; then powers off. The boot core comes here from
-/// the symbol `payload_main`, which the program defines.
-pub fn start(run: fn(&Job) -> Result<(), String>) -> ! {
+/// Sets the machine up, reads the job, starts all cores and runs `run`; then powers off. Where no host hands over a job, `alone` says what
+/// to do. The boot core comes here from the symbol `payload_main`, which the program defines.
+pub fn start(run: fn(&Job) -> Result<(), String>, alone: fn() -> Result<Job, String>) -> ! {
     heap::init();
     mmu::enable();
     record::init();
+    cores::find();
     gic::init();
-    if let Err(message) = job().and_then(|job| run(&job)) {
+    if let Err(message) = job(alone).and_then(|job| run(&job)) {
         record::error(message);
     }
     power_off()
 }
 
-fn job() -> Result<Job, String> {
-    let job = fw_cfg::read_file(FW_CFG_NAME)?;
-    let job: Job =
-        serde_json::from_slice(&job).map_err(|e| format!("the job in {FW_CFG_NAME} is malformed: {e}"))?;
-    cores::start_all(fw_cfg::core_count())?;
+fn job(alone: fn() -> Result<Job, String>) -> Result<Job, String> {
+    let job = match fw_cfg::read_file(FW_CFG_NAME)? {
+        Some(job) => {
+            serde_json::from_slice(&job).map_err(|e| format!("the job in {FW_CFG_NAME} is malformed: {e}"))?
+        }
+        None => alone()?,
+    };
+    cores::start_all()?;
     Ok(job)
 }
 
