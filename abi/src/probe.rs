@@ -78,6 +78,9 @@ pub enum SecureOp {
     Read = 5,
     /// Writes x5 at x4. Results as for `Read`, without a value.
     Write = 6,
+    /// How the core whose MPIDR has the affinity fields in x4 has done since it was lent last. Results: x4 = rounds of its work, x5 = rounds in which an
+    /// interrupt of another world was signalled to it.
+    Work = 7,
 }
 
 impl SecureOp {
@@ -91,6 +94,7 @@ impl SecureOp {
             4 => Self::Get,
             5 => Self::Read,
             6 => Self::Write,
+            7 => Self::Work,
             _ => return None,
         })
     }

@@ -63,6 +63,12 @@ impl Proxy {
         }
     }
 
+    /// Rounds of work that a lent core has done, and in how many of them an interrupt of another world was signalled to it.
+    pub fn work(self, mpidr: u64) -> [u64; 2] {
+        let [rounds, signalled, ..] = self.expect(SecureOp::Work, 0, [mpidr, 0, 0, 0]);
+        [rounds, signalled]
+    }
+
     /// Once it has been found it answers, or the run is lost.
     fn expect(self, op: SecureOp, index: usize, values: [u64; 4]) -> [u64; 4] {
         ask(op, index, values).expect("the Secure world's caller answers")

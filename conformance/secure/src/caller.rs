@@ -1,7 +1,10 @@
 //! The loop of every core.
 
 use arm_ffa::FuncId;
-use core::arch::{asm, global_asm};
+use core::{
+    arch::{asm, global_asm},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 use flexserve_abi::{
     el3::fid,
     probe::{SECURE_CALLER, SECURE_REGISTERS, SecureOp},
@@ -57,7 +60,7 @@ fn serve() -> ! {
     let mut call = smc(FuncId::MsgWait32, &[]);
     loop {
         if call[0] == fid::CORE_LEND.into() {
-            call = hand_back();
+            call = work();
             continue;
         }
         call = match FuncId::try_from(call[0] as u32) {
@@ -86,18 +89,59 @@ fn serve() -> ! {
     }
 }
 
-/// This core is lent: asks for leave at once, which is denied, and again after each interrupt, until the core is recalled. Answers the
+/// This core is lent, and works. It asks for leave at once, which is denied, and after each interrupt, until it has been recalled. Answers the
 /// next message to this core, which comes when the normal world has it again.
-fn hand_back() -> Registers {
+fn work() -> Registers {
+    let Work { rounds, signalled } = &WORK[number(mpidr())];
+    rounds.store(0, Relaxed);
+    signalled.store(0, Relaxed);
     loop {
         let answer = smc64(fid::CORE_RETURN, [0; 17]);
         if answer[0].cast_signed() >= 0 {
             return answer;
         }
-        // SAFETY: a hint. An interrupt that has come since the call is pending, and ends it at once.
-        unsafe { asm!("wfi", options(nomem, nostack, preserves_flags)) };
+        loop {
+            let [own, other] = pending();
+            if own {
+                break;
+            }
+            signalled.fetch_add(other.into(), Relaxed);
+            rounds.fetch_add(1, Relaxed);
+        }
         acknowledge();
     }
+}
+
+/// What a core has done since it was lent last.
+struct Work {
+    rounds: AtomicU64,
+    signalled: AtomicU64,
+}
+
+/// By number of the core; as many as `entry.S` has stacks.
+static WORK: [Work; 8] = [const { Work { rounds: AtomicU64::new(0), signalled: AtomicU64::new(0) } }; 8];
+
+fn mpidr() -> u64 {
+    let mpidr;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, mpidr_el1", out(reg) mpidr, options(nomem, nostack, preserves_flags)) };
+    mpidr
+}
+
+/// A core's number by its affinity fields, as `entry.S` takes it for this core's.
+fn number(affinity: u64) -> usize {
+    // MPIDR_EL1.MT: level 0 numbers threads, and all cores say so.
+    let [core, cluster] =
+        if mpidr() & 1 << 24 == 0 { [affinity, affinity >> 8] } else { [affinity >> 8, affinity >> 16] };
+    ((core & 0xff) + 4 * (cluster & 0xff)) as usize % WORK.len()
+}
+
+/// Whether an interrupt of the Secure world is signalled to this core (IRQ), and whether one of another world (FIQ): ISR_EL1.
+fn pending() -> [bool; 2] {
+    let signalled: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, isr_el1", out(reg) signalled, options(nomem, nostack, preserves_flags)) };
+    [7, 6].map(|bit| signalled >> bit & 1 != 0)
 }
 
 /// Takes and ends the Secure world's interrupt, of which there is one kind (ICC_IAR1_EL1, ICC_EOIR1_EL1: Arm IHI 0069).
@@ -136,6 +180,10 @@ fn act(call: &Registers, kept: &mut [u64; SECURE_REGISTERS]) -> [u64; 4] {
             // SAFETY: none: this is the probe. A fault is answered; a write goes where the suite has memory of its own.
             let outcome = unsafe { secure_access(a, b, op == SecureOp::Write) };
             [outcome.esr, outcome.value, 0, 0]
+        }
+        (Some(SecureOp::Work), _) => {
+            let Work { rounds, signalled } = &WORK[number(a)];
+            [rounds.load(Relaxed), signalled.load(Relaxed), 0, 0]
         }
         _ => [u64::MAX; 4],
     }

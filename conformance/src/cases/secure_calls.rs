@@ -3,10 +3,10 @@
 use alloc::format;
 
 use flexserve_abi::el3::{CoreState, Counter, Feature, Gpi, Status, fid};
-use flexserve_normal_runtime::cores;
+use flexserve_normal_runtime::{cores, gic};
 
 use super::{
-    cores::{CORE, NOBODY, expect_state, provided},
+    cores::{CORE, NOBODY, expect_state, lacks, provided},
     secure::answers,
 };
 use crate::{
@@ -36,6 +36,12 @@ pub fn cases(cases: &mut Cases) {
     refused(cases);
     states(cases);
     returns(cases);
+    cases.add(
+        "secure",
+        "a lent core hears no interrupt of the normal world, works on, and takes it when it is back",
+        CORES,
+        deaf,
+    );
 }
 
 fn features(cases: &mut Cases) {
@@ -141,13 +147,14 @@ const OFF: i64 = 1;
 
 /// What `CORE_LEND` of that core takes.
 fn core_arguments() -> [u64; 3] {
-    [CORE as u64, cores::entry(), cores::stack_top(CORE)]
+    [cores::mpidr(CORE), cores::entry(), cores::stack_top(CORE)]
 }
 
 fn states(cases: &mut Cases) {
     for (whom, mpidr) in NOBODY {
         cases.add("secure", format!("CORE_STATE of {whom} is INVALID_PARAMETERS"), RULE_5, move |bench| {
             provided()?;
+            lacks(mpidr)?;
             answers(bench, fid::CORE_STATE, &[mpidr], INVALID)
         });
     }
@@ -171,7 +178,7 @@ fn states(cases: &mut Cases) {
 }
 
 fn expect_told(proxy: Proxy, core: usize, expected: CoreState) -> Verdict {
-    let answer = proxy.call(fid::CORE_STATE, &[core as u64]);
+    let answer = proxy.call(fid::CORE_STATE, &[cores::mpidr(core)]);
     ensure!(answer[..2] == [0, expected as u64], "core {core}'s state is {:x?}", &answer[..2]);
     Ok(())
 }
@@ -222,8 +229,32 @@ fn returns(cases: &mut Cases) {
     );
 }
 
-/// How often a lent core's first call is looked for.
+/// How often a lent core's first call, its work, or an interrupt taken by it is looked for.
 const PATIENCE: u32 = 10_000_000;
+
+/// An interrupt is sent to a lent core; looked at is what the core's own interrupt status register says while it works.
+fn deaf(bench: &mut Bench) -> Verdict {
+    const ROUNDS: u64 = 10_000;
+    let proxy = bench.proxy()?;
+    provided()?;
+    let rung = || gic::rung(CORE);
+    let before = rung();
+    cores::lend(CORE)?;
+    let works = |until: u64| (0..PATIENCE).any(|_| proxy.work(cores::mpidr(CORE))[0] >= until);
+    let worked = works(1);
+    gic::ring(CORE);
+    let went_on = works(proxy.work(cores::mpidr(CORE))[0] + ROUNDS);
+    let ([_, signalled], taken, state) =
+        (proxy.work(cores::mpidr(CORE)), rung(), expect_state(CORE, CoreState::Lent));
+    cores::take_back(CORE)?;
+    let heard = (0..PATIENCE).any(|_| rung() != before);
+    ensure!(worked && went_on, "it worked before: {worked}, and afterwards: {went_on}");
+    ensure!(signalled == 0, "the interrupt was signalled to it in {signalled} rounds of its work");
+    ensure!(taken == before, "the normal world took the interrupt on a core that it had lent");
+    state?;
+    ensure!(heard && rung() == before + 1, "back, it took the interrupt {} times", rung() - before);
+    Ok(())
+}
 
 fn while_lent(cases: &mut Cases, name: &str, check: fn(&Bench) -> Verdict) {
     cases.add("secure", name, CORES, move |bench| {

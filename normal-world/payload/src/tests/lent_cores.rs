@@ -1,8 +1,9 @@
 //! Cores that work for the secure world.
 
-use alloc::{boxed::Box, format, string::String, sync::Arc};
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::{
     arch::{asm, global_asm},
+    ops::Range,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -132,25 +133,68 @@ pub fn bad_lends_are_refused(bench: &mut Bench) -> Result<(), String> {
     Ok(())
 }
 
-/// All cores but the last are lent at once; the last stays. An interrupt that this world sends to a lent core changes nothing.
+/// All cores but the last are lent at once; the last stays. An interrupt that this world sends to a lent core waits until it is back.
 pub fn all_but_the_last_are_lent(_: &mut Bench) -> Result<(), String> {
     needs(2)?;
     let others = 1..cores::count();
     others.clone().try_for_each(cores::lend)?;
     let last = lend(0, cores::entry());
-    for core in others.clone() {
-        gic::wake(core);
-    }
-    let states: alloc::vec::Vec<_> = others.clone().map(|c| el3::core_state(&mut Smc, c as u64)).collect();
+    let rung = interrupt(others.clone());
     others.clone().try_for_each(cores::take_back)?;
     ensure!(last == Some(Status::Denied), "lending the last core is {last:?}");
-    let lent = states.iter().all(|&state| state == Ok(CoreState::Lent));
-    ensure!(lent, "after an interrupt, lent cores are {states:?}");
-    for core in others {
+    for (core, before) in rung? {
+        takes_its_interrupt(core, before)?;
         let ran_on = cores::run(core, cores::current)?;
         ensure!(ran_on == core, "the task of core {core} ran on {ran_on}");
     }
     Ok(())
+}
+
+/// Sends an interrupt to each of these lent cores, and answers how many it had taken before. None takes it, or is not lent any more.
+fn interrupt(lent: Range<usize>) -> Result<Vec<(usize, u64)>, String> {
+    let taken: Vec<_> = lent.map(|core| (core, gic::rung(core))).collect();
+    taken.iter().for_each(|&(core, _)| gic::ring(core));
+    still_lent(&taken)?;
+    Ok(taken)
+}
+
+fn still_lent(taken: &[(usize, u64)]) -> Result<(), String> {
+    for &(core, before) in taken {
+        let state = el3::core_state(&mut Smc, core as u64);
+        ensure!(state == Ok(CoreState::Lent), "core {core} has an interrupt pending and is {state:?}");
+        ensure!(gic::rung(core) == before, "core {core} took an interrupt of this world while it was lent");
+    }
+    Ok(())
+}
+
+/// A core that is back takes the interrupt that was sent to it, once.
+fn takes_its_interrupt(core: usize, before: u64) -> Result<(), String> {
+    let asked = timer::now_ns();
+    while gic::rung(core) == before {
+        ensure!(timer::now_ns() - asked < PATIENCE_NS, "core {core} is back, and never took its interrupt");
+        core::hint::spin_loop();
+    }
+    ensure!(
+        gic::rung(core) == before + 1,
+        "core {core} took its interrupt {} times",
+        gic::rung(core) - before
+    );
+    Ok(())
+}
+
+/// Lent cores that have an interrupt of this world pending work on: the answer, of which each computes a part, is the same.
+pub fn interrupts_do_not_disturb_workers(bench: &mut Bench) -> Result<(), String> {
+    needs(2)?;
+    bench.load()?;
+    let others = 1..cores::count();
+    others.clone().try_for_each(cores::lend)?;
+    let rung = interrupt(others.clone());
+    let figures = answer(bench, CALM);
+    let lent = rung.as_ref().map_or(Ok(()), |rung| still_lent(rung));
+    others.clone().try_for_each(cores::take_back)?;
+    lent?;
+    rung?.into_iter().try_for_each(|(core, before)| takes_its_interrupt(core, before))?;
+    is_calm(bench, &figures?)
 }
 
 /// Lends a core, lets it work for a while, and takes it back.

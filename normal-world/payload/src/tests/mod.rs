@@ -119,6 +119,10 @@ const TESTS: &[Test] = &[
     // Sessions of one model share its weights, which are lent once.
     Test { name: "inference/two_sessions_share_weights", run: sharing::two_sessions_share_weights },
     // Lent cores compute with the partition, come and go, and it makes no difference to the answer.
+    Test {
+        name: "cores/interrupts_do_not_disturb_workers",
+        run: lent_cores::interrupts_do_not_disturb_workers,
+    },
     Test { name: "cores/a_recalled_core_starts_clean", run: lent_cores::a_recalled_core_starts_clean },
     Test {
         name: "cores/a_preempted_partition_loses_its_workers",
