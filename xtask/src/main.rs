@@ -52,6 +52,8 @@ enum Command {
     Run(run::Options),
     /// Run the tests; the last line is their sum.
     Test(test::Options),
+    /// Report what the conformance suite said on a board's UART, as `test conformance` does of an emulated board.
+    ConformanceLog(test::conformance_log::Options),
     /// Break a copy of the firmware on purpose, defect by defect, and see that the tests notice.
     Mutate(mutate::Options),
     /// Measure.
@@ -92,6 +94,7 @@ fn dispatch(command: Command) -> Result<u8> {
         }
         Command::Run(options) => run::run(&paths, &options).map(|()| 0),
         Command::Test(options) => test::run(&paths, &options).map(|well| u8::from(!well)),
+        Command::ConformanceLog(options) => test::conformance_log::run(&options).map(|well| u8::from(!well)),
         Command::Mutate(options) => mutate::run(&paths, &options).map(|well| u8::from(!well)),
         Command::Bench(options) => bench::run(&paths, &options).map(|()| 0),
         Command::Model { args } => model::forward(&paths, &args),

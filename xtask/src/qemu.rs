@@ -27,8 +27,8 @@ pub struct Setup<'a> {
     pub cores: u32,
     /// RAM, as QEMU's `-m` takes it.
     pub memory: &'a str,
-    /// The job, as JSON.
-    pub job: &'a [u8],
+    /// The job, as JSON. Without one the payload does what it does on a board, where nobody hands it a job.
+    pub job: Option<&'a [u8]>,
     /// Disk with the model's container.
     pub model: Option<&'a Path>,
     /// More arguments.
@@ -60,8 +60,6 @@ impl Qemu {
     pub fn start(machine: &Machine, setup: &Setup) -> Result<Self> {
         check_version(machine)?;
         let folder = tempfile::Builder::new().prefix("flexserve-").tempdir()?;
-        let job = folder.path().join("job.json");
-        fs::write(&job, setup.job)?;
 
         // Not TCP: no port can be in use. Not standard output: it is for QEMU's own messages.
         let (sender, events) = mpsc::channel();
@@ -76,8 +74,12 @@ impl Qemu {
             command.arg("-chardev").arg(format!("socket,id={name},path={}", escaped(path)));
             command.arg("-serial").arg(format!("chardev:{name}"));
         }
-        let fw_cfg = flexserve_client::job::FW_CFG_NAME;
-        command.arg("-fw_cfg").arg(format!("name={fw_cfg},file={}", escaped(&job)));
+        if let Some(job) = setup.job {
+            let file = folder.path().join("job.json");
+            fs::write(&file, job)?;
+            let name = flexserve_client::job::FW_CFG_NAME;
+            command.arg("-fw_cfg").arg(format!("name={name},file={}", escaped(&file)));
+        }
         if let Some(model) = setup.model {
             let drive = format!("if=none,id=model,format=raw,readonly=on,file={}", escaped(model));
             command.args(["-drive", &drive, "-device", "virtio-blk-device,drive=model"]);

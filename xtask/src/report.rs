@@ -1,6 +1,6 @@
 //! What a run says about itself: `--json`, and whether it went well.
 
-use crate::tap::Case;
+use crate::tap::{Case, Line};
 use flexserve_client::job::{Attack, Done};
 use serde_json::{Value, json};
 
@@ -61,6 +61,23 @@ fn is_partition_fault(attack: &Attack) -> bool {
 }
 
 impl Report {
+    /// Takes a line of the normal world's UART, if it is one of the conformance suite's.
+    pub fn tap(&mut self, text: &str) {
+        match Line::parse(text) {
+            Some(Line::Plan(count)) => self.planned += count,
+            Some(Line::Case(case)) => self.cases.push(case),
+            None => {}
+        }
+    }
+
+    /// Cases of the conformance suite that were planned and not told.
+    pub fn untold(&self) -> Option<String> {
+        let told = self.cases.len();
+        let behind = self.cases.last().map_or("the start", |case| &case.name);
+        (told < self.planned as usize)
+            .then(|| format!("{told} of {} cases told; nothing after {behind:?}", self.planned))
+    }
+
     /// Gives the attacks from S-EL0 the syndrome that the SPMC logged, in the order in which both came. Attacks that an
     /// interface refused, instead of a fault, logged none.
     fn attacks_with_syndromes(&self) -> Vec<Attack> {

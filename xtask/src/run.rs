@@ -11,7 +11,6 @@ use crate::{
     qemu::{COUNT_INSTRUCTIONS, Event, Qemu, Setup},
     records::{Parser, Said},
     report::{Fault, Report},
-    tap::Line,
 };
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -81,6 +80,9 @@ pub struct Options {
     /// Let the guest's clock count instructions, a nanosecond each. Needs `--smp 1`.
     #[arg(skip)]
     pub count_instructions: bool,
+    /// Leave the payload alone with what it does on a board, without a job.
+    #[arg(skip)]
+    pub alone: bool,
     /// A plugin of the emulator's, with its arguments.
     #[arg(skip)]
     pub plugin: Option<String>,
@@ -224,7 +226,7 @@ pub fn boot_into(
         flash: &images.flash,
         cores: options.smp.unwrap_or(machine.cores),
         memory: options.memory.as_deref().unwrap_or(&machine.memory),
-        job: &job_file,
+        job: (!options.alone).then_some(&job_file),
         model,
         extra: &extra,
     };
@@ -339,14 +341,10 @@ impl Listener<'_> {
     }
 
     fn tap(&mut self, text: &str) {
-        match Line::parse(text) {
-            Some(Line::Plan(count)) => self.report.planned += count,
-            Some(Line::Case(case)) => {
-                self.bar.set_length(self.report.planned.into());
-                self.bar.set_position(case.number.into());
-                self.report.cases.push(case);
-            }
-            None => {}
+        self.report.tap(text);
+        if let Some(case) = self.report.cases.last() {
+            self.bar.set_length(self.report.planned.into());
+            self.bar.set_position(case.number.into());
         }
     }
 

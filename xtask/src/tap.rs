@@ -1,6 +1,7 @@
 //! What the conformance suite says on the normal world's UART: the Test Anything Protocol, one line a case.
 
 use serde_json::{Value, json};
+use std::fmt;
 
 /// How a case went.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +88,17 @@ impl Case {
     }
 }
 
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { number, name, rule, verdict } = self;
+        match verdict {
+            Verdict::Passed => write!(f, "ok {number} - {name} # {rule}"),
+            Verdict::Failed(what) => write!(f, "not ok {number} - {name} # {rule} # {what}"),
+            Verdict::Skipped(why) => write!(f, "ok {number} - {name} # SKIP {why} # {rule}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +124,17 @@ mod tests {
         let skipped = case("ok 4 - realm: y # SKIP no Realm world # DESIGN rule 2");
         assert_eq!(skipped.rule, "DESIGN rule 2");
         assert_eq!(skipped.verdict, Verdict::Skipped("no Realm world".to_owned()));
+    }
+
+    #[test]
+    fn a_case_is_written_as_it_was_read() {
+        for text in [
+            "ok 12 - a: x # DEN0028 5.2",
+            "not ok 3 - b: y # DEN0022 5.3 # -1",
+            "ok 4 - c: z # SKIP no z # rule 2",
+        ] {
+            assert_eq!(case(text).to_string(), text);
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub fn measure(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
         flash: &images.flash,
         cores: 1,
         memory: &machine.memory,
-        job: b"{}",
+        job: None,
         model: None,
         extra: &COUNT_INSTRUCTIONS,
     };

@@ -22,6 +22,17 @@ const SILENCE: u64 = 60;
 pub const BOOTS: [(&str, Option<&str>); 2] =
     [("conformance", None), ("conformance-secure", Some("flexserve-conformance-secure"))];
 
+/// What one run of the suite told.
+#[derive(Debug)]
+pub struct Run {
+    /// Which of [`BOOTS`].
+    pub boot: &'static str,
+    /// The cases.
+    pub cases: Vec<Case>,
+    /// What was wrong with the run as a whole.
+    pub error: Option<String>,
+}
+
 /// Runs the suite on each platform and reports it to `json`, if that is a file, and to `out/<platform>/conformance.json`.
 ///
 /// # Errors
@@ -32,44 +43,79 @@ pub fn run(paths: &Paths, platforms: &[String], filter: Option<&str>, json: Opti
     let mut reports = Vec::new();
     for name in platforms {
         let platform = Platform::load(paths, name)?;
-        let (tally, report) = one(paths, &platform, filter)?;
+        let runs = one(paths, &platform, filter)?;
+        let report = report(name, &runs);
         let kept = paths.platform(name).join("conformance.json");
         paths::write_atomically(&kept, (serde_json::to_string_pretty(&report)? + "\n").as_bytes())?;
         reports.push(report);
-        sum += tally;
+        sum += tally(&runs);
     }
-    if let Some(file) = json {
-        let text = serde_json::to_string_pretty(&json!({"platforms": reports}))? + "\n";
-        paths::write_atomically(file, text.as_bytes())?;
-    }
+    write(json, &reports)?;
     Ok(sum)
 }
 
-/// Both boots of one platform, and their report.
-fn one(paths: &Paths, platform: &Platform, filter: Option<&str>) -> Result<(Tally, Value)> {
-    let mut tally = Tally::default();
-    let mut entries = Vec::new();
+/// Both boots of one platform; says how each case went.
+fn one(paths: &Paths, platform: &Platform, filter: Option<&str>) -> Result<Vec<Run>> {
+    let mut runs = Vec::new();
     let words = [filter.unwrap_or("all").to_owned()];
     for (boot, spmc) in BOOTS {
         let images = images(paths, platform, boot, spmc)?;
         let (cases, error) = boot_once(paths, platform, boot, &images, &words)?;
-        for case in &cases {
-            entries.push(case.json(boot));
-            count(&mut tally, platform, case);
+        say(&platform.name, &cases);
+        if let Some(error) = &error {
+            eprintln!("FAIL {boot} on {}: {error}", platform.name);
         }
-        if let Some(error) = error {
-            entries.push(json!({"boot": boot, "name": boot, "result": "fail", "detail": error}));
-            tally.case(&format!("{boot} on {}", platform.name), Err(anyhow::anyhow!(error)));
-        }
+        runs.push(Run { boot, cases, error });
     }
-    let report = json!({
-        "platform": platform.name,
+    Ok(runs)
+}
+
+/// Counts the cases of some runs, and each run that failed as a whole.
+pub fn tally(runs: &[Run]) -> Tally {
+    let mut tally = Tally::default();
+    for run in runs {
+        for case in &run.cases {
+            match case.verdict {
+                Verdict::Passed => tally.passed += 1,
+                Verdict::Failed(_) => tally.failed += 1,
+                Verdict::Skipped(_) => tally.skipped += 1,
+            }
+        }
+        tally.failed += u32::from(run.error.is_some());
+    }
+    tally
+}
+
+/// The report of a platform's runs.
+pub fn report(platform: &str, runs: &[Run]) -> Value {
+    let tally = tally(runs);
+    let entries: Vec<Value> = runs
+        .iter()
+        .flat_map(|Run { boot, cases, error }| {
+            let whole = error
+                .as_ref()
+                .map(|error| json!({"boot": boot, "name": boot, "result": "fail", "detail": error}));
+            cases.iter().map(|case| case.json(boot)).chain(whole)
+        })
+        .collect();
+    json!({
+        "platform": platform,
         "passed": tally.passed,
         "failed": tally.failed,
         "skipped": tally.skipped,
         "cases": entries,
-    });
-    Ok((tally, report))
+    })
+}
+
+/// Writes platforms' reports, if there is a file to write.
+///
+/// # Errors
+///
+/// If it cannot be written.
+pub fn write(file: Option<&Path>, reports: &[Value]) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let text = serde_json::to_string_pretty(&json!({"platforms": reports}))? + "\n";
+    paths::write_atomically(file, text.as_bytes())
 }
 
 /// Runs the stress test on each platform: `operations` of all cores, decided by `seed`.
@@ -79,19 +125,20 @@ fn one(paths: &Paths, platform: &Platform, filter: Option<&str>) -> Result<(Tall
 /// If the images cannot be built.
 pub fn stress(paths: &Paths, platforms: &[String], operations: u64, seed: u64) -> Result<Tally> {
     let (boot, spmc) = BOOTS[0];
-    let mut tally = Tally::default();
+    let mut sum = Tally::default();
     for name in platforms {
         let platform = Platform::load(paths, name)?;
         eprintln!("stress on {name}: {operations} operations, --seed {seed:#x}");
         let job = |job: Job| Job { operations, seed, tests: vec!["stress".to_owned()], ..job };
         let images = images(paths, &platform, boot, spmc)?;
         let (cases, error) = boot_with(paths, &platform, boot, &images, job)?;
-        cases.iter().for_each(|case| count(&mut tally, &platform, case));
-        if let Some(error) = error {
-            tally.case(&format!("stress on {name}"), Err(anyhow::anyhow!(error)));
+        say(name, &cases);
+        if let Some(error) = &error {
+            eprintln!("FAIL stress on {name}: {error}");
         }
+        sum += tally(&[Run { boot, cases, error }]);
     }
-    Ok(tally)
+    Ok(sum)
 }
 
 /// The images of a boot.
@@ -132,25 +179,25 @@ fn boot_with(
     options.smp = Some(CORES);
     options.timeout = SILENCE;
     let job = job(run::job(platform, &options));
+    // All cases are what the suite runs of itself: with no job, as on a board.
+    options.alone = job.operations == 0 && job.tests == ["all"];
     let mut report = Report::default();
     let ended = run::boot_into(&mut report, paths, &platform.variant(boot), images, &job, None, &options);
-    let mut faults = Vec::new();
-    let told = report.cases.len();
-    if told < report.planned as usize {
-        let behind = report.cases.last().map_or("the start", |case| &case.name);
-        faults.push(format!("{told} of {} cases told; nothing after {behind:?}", report.planned));
-    }
+    let mut faults: Vec<String> = report.untold().into_iter().collect();
     faults.extend(report.faults());
     faults.extend(ended.err().map(|error| format!("{error:#}")));
     let error = (!faults.is_empty()).then(|| faults.join("\n"));
     Ok((report.cases, error))
 }
 
-fn count(tally: &mut Tally, platform: &Platform, case: &Case) {
-    let name = format!("{}::{} ({})", platform.name, case.name, case.rule);
-    match &case.verdict {
-        Verdict::Passed => tally.case(&name, Ok(())),
-        Verdict::Failed(what) => tally.case(&name, Err(anyhow::anyhow!(what.clone()))),
-        Verdict::Skipped(why) => tally.skip(&name, why),
+/// Says how cases went.
+fn say(platform: &str, cases: &[Case]) {
+    for case in cases {
+        let name = format!("{platform}::{} ({})", case.name, case.rule);
+        match &case.verdict {
+            Verdict::Passed => eprintln!("PASS {name}"),
+            Verdict::Failed(what) => eprintln!("FAIL {name}: {what}"),
+            Verdict::Skipped(why) => eprintln!("SKIP {name}: {why}"),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! `test`: every suite, counted case by case.
 
 pub mod conformance;
+pub mod conformance_log;
 mod fuzz;
 mod host;
 mod kernels;
