@@ -195,8 +195,10 @@ impl<T: Tables> Region<'_, T> {
                 self.give(piece.range, to);
             }
         }
-        for i in 0..taken.len() {
-            if let Some(made) = self.fuse(taken[i].range.base, to) {
+        let mut next = 0;
+        while let Some(base) = taken.get(next).map(|piece| piece.range.base) {
+            next += 1;
+            if let Some(made) = self.fuse(base, to) {
                 widen(&mut taken, made);
             }
         }

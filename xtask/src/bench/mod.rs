@@ -11,7 +11,7 @@ mod peer;
 mod products;
 mod recall;
 mod scripts;
-mod size;
+pub mod size;
 
 use crate::{
     images, model,

@@ -32,6 +32,8 @@ const CRATE: &str = "flexserve_el3_svc";
 const RUST: &str = "_R";
 /// A function that runs once, at boot: mangled `init`. TF-A maps memory for it by a function that calls itself.
 const BOOT: &str = "4init";
+/// Mangled names of functions that end in a panic contain this.
+const RUST_PANICS: &str = "4core9panicking";
 /// Where BL31's own panic begins, which does not return.
 const PANIC: &str = "el3_panic";
 
@@ -39,7 +41,7 @@ const PANIC: &str = "el3_panic";
 ///
 /// # Errors
 ///
-/// If the images do not build, or the EL3 part has more lines or bytes than it may.
+/// If the images do not build, or the EL3 part has more lines or bytes than it may, recurs, or can panic.
 pub fn measure(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
     let images = images::build(paths, platform, &images::Replacements::default())?;
     let lines = lines(&paths.root.join("el3-svc/src"))? + lines(&paths.root.join("secure-log/src"))?;
@@ -174,6 +176,7 @@ impl Program {
         match known.get(start) {
             Some(Some(depth)) => return Ok(*depth),
             Some(None) => bail!("{} is recursive", function.name),
+            None if function.name.contains(RUST_PANICS) => bail!("{} can be called", function.name),
             None if function.name == PANIC => return Ok(0),
             None if function.calls_through_pointers && function.name.starts_with(RUST) => {
                 bail!("{} calls through a pointer", function.name)
@@ -275,14 +278,17 @@ mod tests {
     }
 
     #[test]
-    fn recursion_and_pointers_to_functions_are_refused() {
-        // bl 0x2000, bl 0x1000; blr x8
+    fn recursion_pointers_to_functions_and_panics_are_refused() {
+        // bl 0x2000, bl 0x1000; blr x8; bl 0x5000
         let program = program(&[
             ("a", 0x1000, &[0x9400_0400]),
             ("b", 0x2000, &[0x97ff_fc00]),
             ("_RNvc", 0x3000, &[0xd63f_0100]),
+            ("_RNvd", 0x4000, &[0x9400_0400]),
+            ("_RNvNtCs0_4core9panicking9panic_fmt", 0x5000, &[]),
         ]);
         assert!(program.deepest("a").unwrap_err().to_string().contains("recursive"));
+        assert!(program.deepest("_RNvd").unwrap_err().to_string().contains("panicking"));
         assert!(program.deepest("_RNvc").unwrap_err().to_string().contains("pointer"));
     }
 }

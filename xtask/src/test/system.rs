@@ -2,6 +2,7 @@
 
 use super::Tally;
 use crate::{
+    bench::size,
     download, images, model,
     paths::Paths,
     platform::Platform,
@@ -52,7 +53,8 @@ enum Scope {
     Once,
 }
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
+    Case { name: "el3_is_small_and_cannot_panic", scope: Scope::Each, run: el3_is_small_and_cannot_panic },
     Case {
         name: "answers_under_attack_as_without",
         scope: Scope::Each,
@@ -148,6 +150,10 @@ fn inside(paths: &Paths, platform: &Platform, filter: Option<&str>) -> Result<Re
     ensure!(faults.is_empty(), "{}", faults.join("\n"));
     ensure!(filter.is_some() || !report.tests.is_empty(), "the payload ran no test");
     Ok(report)
+}
+
+fn el3_is_small_and_cannot_panic(bench: &Bench) -> Result<()> {
+    size::measure(&bench.paths, &bench.platform).map(|_| ())
 }
 
 impl Bench {
