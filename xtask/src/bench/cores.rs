@@ -1,5 +1,4 @@
-//! `bench cores`: how an answer gets faster with lent cores, and how fast these come back, in instructions' time, whatever the
-//! host's cores do meanwhile.
+//! `bench cores`: how an answer gets faster with lent cores, in instructions' time, whatever the host's cores do meanwhile.
 //!
 //! The machine boots as `run --smp N` does. [A plugin](../../plugin/cores.c) keeps its cores equally fast and reads their clock at the
 //! payload's marks, one behind each call for [`CALL`] tokens.
@@ -10,11 +9,9 @@ use crate::{
     model,
     paths::Paths,
     platform::Platform,
-    report::Report,
     run,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use flexserve_client::job::Job;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -22,8 +19,6 @@ use std::{
 
 /// Tokens between two marks: `tokens_per_call` of the payload's `STREAM`.
 const CALL: usize = 4;
-/// The system test that recalls cores over and over while they compute.
-const RECALLS: &str = "cores/recalls_do_not_change_the_answer";
 /// The text that the long prompt begins with, and how many of its bytes: about 1,500 tokens.
 const TEXT: &str = "LICENSE-APACHE";
 const LONG: usize = 6_800;
@@ -67,7 +62,7 @@ pub fn measure(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
         },
     ];
     let mut rows = Vec::new();
-    for case in &cases[..0] {
+    for case in &cases {
         let mut alone: Option<(f64, String)> = None;
         for &cores in case.cores {
             let (time, logits) = bench.time(case, cores)?;
@@ -82,8 +77,6 @@ pub fn measure(paths: &Paths, platform: &Platform) -> Result<Vec<Row>> {
             alone.get_or_insert((time, logits));
         }
     }
-    let recall = Row::alone("core_recall_worst", "instructions", bench.recall()?);
-    rows.push(recall);
     Ok(rows)
 }
 
@@ -104,42 +97,21 @@ impl Bench<'_> {
         let options = run::Options {
             prompt: case.prompt.clone(),
             max_tokens: case.max_tokens,
-            ..self.options(cores, &counts)
-        };
-        let report = self.boot(&options, &run::job(self.platform, &options))?;
-        let done = report.done.context("the machine stopped before the answer was complete")?;
-        ensure!(done.lent_cores == u64::from(cores) - 1, "{} cores were lent", done.lent_cores);
-        Ok((per_token(&counts)?, done.logits_sha256))
-    }
-
-    /// The longest that `CORE_RECALL` takes, in instructions' time, until a core that computes is back in the normal world.
-    fn recall(&self) -> Result<f64> {
-        let folder = tempfile::tempdir_in(self.paths.out.join("bench"))?;
-        let options = self.options(4, &folder.path().join("counts"));
-        let job = Job { tests: vec![RECALLS.to_owned()], ..run::job(self.platform, &options) };
-        let report = self.boot(&options, &job)?;
-        let found = report.figures.iter().find(|(name, _)| name == "longest_core_recall_ns");
-        // The guest's clock goes on by a nanosecond with each instruction.
-        found.map(|(_, ns)| *ns as f64).context("the payload did not measure recalls of cores")
-    }
-
-    fn options(&self, cores: u32, counts: &Path) -> run::Options {
-        run::Options {
             smp: Some(cores),
             plugin: Some(format!("{},out={}", self.plugin.display(), counts.display())),
             timeout: 3600,
             ..run::Options::for_tests(&self.platform.name)
-        }
-    }
-
-    fn boot(&self, options: &run::Options, job: &Job) -> Result<Report> {
-        let report = run::boot(self.paths, self.platform, &self.images, job, Some(&self.model), options)?;
+        };
+        let job = run::job(self.platform, &options);
+        let report = run::boot(self.paths, self.platform, &self.images, &job, Some(&self.model), &options)?;
         println!();
         let faults = report.faults();
         if !faults.is_empty() {
             bail!("{}", faults.join("\n"));
         }
-        Ok(report)
+        let done = report.done.context("the machine stopped before the answer was complete")?;
+        ensure!(done.lent_cores == u64::from(cores) - 1, "{} cores were lent", done.lent_cores);
+        Ok((per_token(&counts)?, done.logits_sha256))
     }
 }
 

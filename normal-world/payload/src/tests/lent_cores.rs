@@ -8,14 +8,14 @@ use core::{
 };
 
 use flexserve_abi::el3::{CoreState, Status, fid};
-use flexserve_client::{Conduit, el3, job::Record, registers};
+use flexserve_client::{Conduit, el3, registers};
 use flexserve_platform::{EL3, LENDABLE, LLM_PARTITION, SECURE_UART_BASE, SPMC};
 
 use super::{
     Bench, ensure,
     inference::{CALM, HECTIC, answer, is_calm, question},
 };
-use crate::{cores, gic, prompt, record, system::Smc, timer};
+use crate::{cores, gic, prompt, system::Smc, timer};
 
 /// PSCI (Arm DEN0022): `CPU_ON`, and its answer for a core that is on; `AFFINITY_INFO`'s answers.
 const CPU_ON: u32 = 0xc400_0003;
@@ -221,7 +221,6 @@ pub fn recalls_do_not_change_the_answer(bench: &mut Bench) -> Result<(), String>
     let (rounds, longest_ns) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let failure = Arc::new(spin::Mutex::new(None));
     bench.load()?;
-    timer::mark();
     for mode in [CALM, HECTIC] {
         stop.store(false, Ordering::Release);
         let (its_stop, its_rounds, its_longest) = (stop.clone(), rounds.clone(), longest_ns.clone());
@@ -252,8 +251,6 @@ pub fn recalls_do_not_change_the_answer(bench: &mut Bench) -> Result<(), String>
     ensure!(rounds >= 4, "only {rounds} recalls took place");
     let longest_ns = longest_ns.load(Ordering::Relaxed);
     ensure!(longest_ns < PATIENCE_NS, "a recall took {longest_ns} ns");
-    record::emit(&Record::Figure { name: "longest_core_recall_ns".into(), value: longest_ns });
-    record::emit(&Record::Figure { name: "core_recalls".into(), value: rounds });
     Ok(())
 }
 
