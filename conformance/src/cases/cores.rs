@@ -22,8 +22,6 @@ const DENIED: i64 = Status::Denied as i64;
 const BUSY: i64 = Status::Busy as i64;
 const NOT_SUPPORTED: i64 = Status::NotSupported as i64;
 
-/// `AFFINITY_INFO` of a core that is on.
-const ON: i64 = 0;
 /// The core that the cases lend.
 pub const CORE: usize = 1;
 
@@ -107,7 +105,7 @@ fn lent(cases: &mut Cases) {
     add("CORE_STATE of a lent core is LENT", ABI, |_| expect_state(CORE, CoreState::Lent));
     add("PSCI knows a lent core as on", ABI, |_| {
         let found = cores::affinity_info(CORE);
-        ensure!(found == ON, "AFFINITY_INFO answers {found}");
+        ensure!(found == cores::ON, "AFFINITY_INFO answers {found}");
         Ok(())
     });
     add("CPU_ON of a lent core is ALREADY_ON", ABI, |_| {

@@ -127,12 +127,12 @@ fn refused(cases: &mut Cases) {
             let verdict = answers(bench, fid::CORE_LEND, &core_arguments(), NOT_SUPPORTED)
                 .and_then(|()| expect_state(CORE, CoreState::Owned));
             let off = cores::affinity_info(CORE);
-            if off == OFF {
+            if off == cores::OFF {
                 cores::turn_on(CORE, cores::entry(), cores::stack_top(CORE))?;
             } else {
                 cores::take_back(CORE)?;
             }
-            ensure!(off == OFF, "AFFINITY_INFO answers {off}");
+            ensure!(off == cores::OFF, "AFFINITY_INFO answers {off}");
             verdict
         },
     );
@@ -141,9 +141,6 @@ fn refused(cases: &mut Cases) {
         expect_state(CORE, CoreState::Lent)
     });
 }
-
-/// `AFFINITY_INFO` of a core that is off.
-const OFF: i64 = 1;
 
 /// What `CORE_LEND` of that core takes.
 fn core_arguments() -> [u64; 3] {

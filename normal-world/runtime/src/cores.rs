@@ -37,8 +37,10 @@ static STARTED: AtomicUsize = AtomicUsize::new(1);
 /// Whether a core has come from its entry point since it was last turned on.
 static ARRIVED: [AtomicBool; MAX_CORES] = [const { AtomicBool::new(false) }; MAX_CORES];
 
-/// `AFFINITY_INFO` of a core that is off (Arm DEN0022, section 5.7).
-const OFF: i64 = 1;
+/// [`affinity_info`] of a core that is on (Arm DEN0022, section 5.7).
+pub const ON: i64 = 0;
+/// [`affinity_info`] of a core that is off.
+pub const OFF: i64 = 1;
 /// How often a core that turns off is asked for.
 const PATIENCE: u32 = 10_000_000;
 

@@ -4,6 +4,7 @@ use super::Row;
 
 /// An ISA level.
 pub struct Level {
+    /// As the rows and `--level` call it.
     pub name: &'static str,
     /// A core that has no more than that, as `qemu-aarch64 -cpu` takes it.
     pub cpu: &'static str,
@@ -15,15 +16,14 @@ pub struct Level {
     pub targets: Option<(f64, f64)>,
 }
 
-const I8MM: &str = "max,sve=off,sme=off";
 const SVE2: &str = "armv8.6-a+sve2+i8mm";
 
-#[rustfmt::skip]
 /// All, in the order of the rows.
+#[rustfmt::skip]
 pub const LEVELS: [Level; 6] = [
     Level { name: "neon", cpu: "cortex-a72", march: "armv8-a", macs: 8.0, targets: Some((0.5, 0.45)) },
     Level { name: "dotprod", cpu: "cortex-a76", march: "armv8.2-a+dotprod", macs: 16.0, targets: Some((0.35, 0.25)) },
-    Level { name: "i8mm", cpu: I8MM, march: "armv8.6-a+i8mm+dotprod", macs: 32.0, targets: Some((0.35, 0.25)) },
+    Level { name: "i8mm", cpu: "max,sve=off,sme=off", march: "armv8.6-a+i8mm+dotprod", macs: 32.0, targets: Some((0.35, 0.25)) },
     Level { name: "sve-512", cpu: "a64fx", march: "armv8.2-a+sve", macs: 64.0, targets: None },
     Level { name: "sve2-256", cpu: "max,sve256=on,sme=off", march: SVE2, macs: 64.0, targets: Some((0.27, 0.14)) },
     Level { name: "sve2-512", cpu: "max,sve512=on,sme=off", march: SVE2, macs: 128.0, targets: Some((0.2, 0.1)) },

@@ -15,13 +15,16 @@ use super::{
     Bench, ensure,
     inference::{CALM, HECTIC, answer, is_calm, question},
 };
-use crate::{cores, gic, prompt, system::Smc, timer};
+use crate::{
+    cores::{self, OFF, ON},
+    gic, prompt,
+    system::Smc,
+    timer,
+};
 
-/// PSCI (Arm DEN0022): `CPU_ON`, and its answer for a core that is on; `AFFINITY_INFO`'s answers.
+/// PSCI (Arm DEN0022): `CPU_ON`, and its answer for a core that is on.
 const CPU_ON: u32 = 0xc400_0003;
 const ALREADY_ON: u64 = -4_i32 as u32 as u64;
-const ON: i64 = 0;
-const OFF: i64 = 1;
 /// Longest that a core may take to come back while it computes: an emulator's threads may not run for a while.
 const PATIENCE_NS: u64 = 10_000_000_000;
 
